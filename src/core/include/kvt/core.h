@@ -20,6 +20,8 @@
 #ifndef KVT_CORE_H
 #define KVT_CORE_H
 
+#include <stddef.h>
+
 #include "kvt/meta.h"
 #include "kvt/policy.h"
 #include "kvt/tier.h"
