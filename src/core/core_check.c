@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The books against each other. */
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "core_internal.h"
+
+struct checker {
+    const struct kvt_core *core;
+    char *msg;
+    size_t msg_bytes;
+    bool ok;
+};
+
+static bool __attribute__((format(printf, 3, 4)))
+expect(struct checker *k, bool condition, const char *format, ...)
+{
+    if (!condition && k->ok) {
+        va_list ap;
+        va_start(ap, format);
+        vsnprintf(k->msg, k->msg_bytes, format, ap);
+        va_end(ap);
+        k->ok = false;
+    }
+    return condition;
+}
+
+static void check_pool(struct checker *k, const struct slab_pool *pool)
+{
+    const struct kvt_core *core = k->core;
+    const char *name = pool->tier == HOST ? "host" : "nvme";
+    uint64_t used_bytes = 0;
+    uint32_t n_free = 0, n_present = 0, n_quarantined = 0;
+    for (uint32_t s = 0; s < pool->n_slabs; s++) {
+        const struct slab *slab = &pool->slabs[s];
+        n_present += slab->present;
+        n_free += slab->present && slab->owner == NULL;
+        uint32_t n_used = 0;
+        for (uint32_t i = 0; slab->owner != NULL && i < slab->n_slots; i++) {
+            uint32_t c = slab->owner[i];
+            if (c & OWNER_FREE)
+                continue;
+            n_used++;
+            if (c == OWNER_QUARANTINED) {
+                n_quarantined++;
+                continue;
+            }
+            const struct chunk *chunk = &core->chunks[c];
+            uint32_t slot = pool->tier == HOST ? chunk->host_slot : chunk->nvme_slot;
+            expect(k, slot == slot_make(s, i), "%s slot %u.%u names chunk %u, which has slot %x",
+                   name, s, i, c, slot);
+        }
+        if (slab->owner == NULL)
+            continue;
+        expect(k, n_used == slab->n_used && n_used > 0, "%s slab %u has %u slots used, counts %u",
+               name, s, n_used, slab->n_used);
+        expect(k, slab->listed == (slab->first_free != NONE), "%s slab %u is listed wrongly", name,
+               s);
+        uint32_t n_chain = 0;
+        for (uint32_t i = slab->first_free; i != NONE && n_chain <= slab->n_slots; n_chain++) {
+            i = slab->owner[i] & ~OWNER_FREE;
+            if (i == KVT_SLOTS_PER_SLAB)
+                i = NONE;
+        }
+        expect(k, n_chain == slab->n_slots - n_used, "%s slab %u: %u slots free, %u chained", name,
+               s, slab->n_slots - n_used, n_chain);
+        used_bytes += n_used * (core->class_bytes[slab->size_class] + pool->slot_extra_bytes);
+    }
+    expect(k, used_bytes == pool->used_bytes, "%s: %llu bytes used, counts %llu", name,
+           (unsigned long long)used_bytes, (unsigned long long)pool->used_bytes);
+    expect(k, n_free == pool->n_free && n_present == pool->n_present, "%s: slab counts differ",
+           name);
+    expect(k, n_quarantined == pool->n_quarantined, "%s: quarantine count differs", name);
+}
+
+static void check_chunk(struct checker *k, uint32_t c, uint32_t *pins)
+{
+    const struct kvt_core *core = k->core;
+    const struct chunk *chunk = &core->chunks[c];
+    expect(k, chunk->pins == pins[c], "chunk %u has %u pins, holders count %u", c, chunk->pins,
+           pins[c]);
+    uint32_t n_children[N_TIERS] = {0, 0};
+    uint32_t prev = NONE;
+    for (uint32_t child = chunk->first_child; child != NONE;
+         child = core->chunks[child].next_sibling) {
+        if (!expect(k, core->chunks[child].parent == c && core->chunks[child].prev_sibling == prev,
+                    "chunk %u: child %u is linked wrongly", c, child))
+            return;
+        n_children[HOST] += core->chunks[child].host_state != HOST_NONE;
+        n_children[NVME] += core->chunks[child].nvme_state != NVME_NONE;
+        prev = child;
+    }
+    for (enum tier tier = HOST; tier < N_TIERS; tier++)
+        expect(k, n_children[tier] == chunk->n_children[tier],
+               "chunk %u has %u children in tier %d, counts %u", c, n_children[tier], tier,
+               chunk->n_children[tier]);
+    expect(k, chunk->host_state != HOST_NONE || chunk->nvme_state != NVME_NONE,
+           "chunk %u is in no tier", c);
+    expect(k, (chunk->nvme_slot != KVT_SLOT_NONE) == (chunk->nvme_state != NVME_NONE),
+           "chunk %u: NVMe slot and state disagree", c);
+    expect(k,
+           chunk->host_state == HOST_RESERVED ||
+               (chunk->host_slot != KVT_SLOT_NONE) == (chunk->host_state != HOST_NONE),
+           "chunk %u: host slot and state disagree", c);
+}
+
+/* Pins by holder: leases and loads. */
+static void count_pins(const struct kvt_core *core, uint32_t *pins)
+{
+    for (uint32_t s = 0; s < core->config.n_sessions_max; s++) {
+        const struct session *session = &core->sessions[s];
+        if (!session->open)
+            continue;
+        for (uint32_t l = session->leases; l != NONE; l = core->leases[l].next)
+            for (uint32_t m = l; m != NONE; m = core->leases[m].more)
+                for (uint32_t i = 0; i < core->leases[m].n_pins; i++)
+                    pins[core->leases[m].pins[i]]++;
+        for (uint32_t o = session->ops; o != NONE; o = core->ops[o].next)
+            for (uint32_t i = 0; i < core->ops[o].n_items; i++)
+                if (core->ops[o].items[i].pinned)
+                    pins[core->ops[o].items[i].chunk]++;
+    }
+}
+
+bool kvt_core_check(const struct kvt_core *core, char *msg, size_t msg_bytes)
+{
+    struct checker k = {.core = core, .msg = msg, .msg_bytes = msg_bytes, .ok = true};
+    uint32_t *pins = calloc((size_t)core->n_chunks_used + 1, sizeof(*pins));
+    if (!expect(&k, pins != NULL, "out of memory"))
+        return false;
+    count_pins(core, pins);
+    uint64_t n = 0, n_pins = 0;
+    for (uint64_t at = 0; at <= core->table_mask; at++) {
+        if (core->table[at] == 0)
+            continue;
+        check_chunk(&k, (uint32_t)core->table[at] - 1, pins);
+        n++;
+    }
+    for (uint32_t c = 0; c < core->n_chunks_used; c++)
+        n_pins += pins[c];
+    expect(&k, n == core->n_chunks, "%llu chunks in the table, counts %u", (unsigned long long)n,
+           core->n_chunks);
+    expect(&k, n_pins == STAT(core, PINS), "%llu pins held, counts %llu",
+           (unsigned long long)n_pins, (unsigned long long)STAT(core, PINS));
+    check_pool(&k, &core->pool[HOST]);
+    check_pool(&k, &core->pool[NVME]);
+    free(pins);
+    return k.ok;
+}

@@ -1,0 +1,207 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Making room: a free slot, else a victim of the same size class, else a slab of another class. */
+#include "core_internal.h"
+
+#define RECLAIM_TRIES 8      /* slabs looked at per request */
+#define RECLAIM_STEPS 100000 /* chunks looked at per slab, descendants included */
+
+void core_forget_host(struct kvt_core *core, uint32_t c, bool evicted)
+{
+    struct chunk *chunk = &core->chunks[c];
+    struct slab_pool *pool = &core->pool[HOST];
+    bool was_valid = chunk->host_state == HOST_VALID;
+    KVT_ASSERT(!(chunk->flags & CHUNK_WANT_WRITE));
+    core_set_host(core, c, HOST_NONE);
+    if (was_valid)
+        pool->policy->ops->remove(pool->policy, c, evicted, core->tick);
+    if (chunk->host_slot != KVT_SLOT_NONE)
+        core_slot_free(core, pool, chunk->host_slot);
+    chunk->host_slot = KVT_SLOT_NONE;
+    if (evicted)
+        STAT(core, EVICT_HOST_CHUNKS)++;
+}
+
+void core_forget_nvme(struct kvt_core *core, uint32_t c, bool evicted)
+{
+    struct chunk *chunk = &core->chunks[c];
+    struct slab_pool *pool = &core->pool[NVME];
+    KVT_ASSERT(chunk->nvme_state == NVME_VALID && chunk->host_state != HOST_READING);
+    core_set_nvme(core, c, NVME_NONE);
+    pool->policy->ops->remove(pool->policy, c, evicted, core->tick);
+    core_slot_free(core, pool, chunk->nvme_slot);
+    chunk->nvme_slot = KVT_SLOT_NONE;
+    if (evicted)
+        STAT(core, EVICT_NVME_CHUNKS)++;
+}
+
+static void forget(struct kvt_core *core, enum tier tier, uint32_t c)
+{
+    if (tier == HOST)
+        core_forget_host(core, c, true);
+    else
+        core_forget_nvme(core, c, true);
+    if (core->chunks[c].host_state == HOST_NONE && core->chunks[c].nvme_state == NVME_NONE)
+        core_chunk_drop(core, c);
+}
+
+static bool usable(void *arg, uint32_t c)
+{
+    const struct kvt_core *core = arg;
+    return core->chunks[c].pins == 0;
+}
+
+static bool evict_one(struct kvt_core *core, enum tier tier, unsigned size_class)
+{
+    struct kvt_policy *policy = core->pool[tier].policy;
+    uint32_t c = policy->ops->victim(policy, size_class, usable, core, core->tick);
+    if (c == KVT_CHUNK_NONE)
+        return false;
+    KVT_ASSERT(core->chunks[c].flags & (CHUNK_CANDIDATE << tier));
+    forget(core, tier, c);
+    return true;
+}
+
+/* At rest and unpinned: may leave the index altogether. */
+static bool removable(const struct chunk *chunk)
+{
+    return chunk->pins == 0 && !(chunk->flags & CHUNK_WANT_WRITE) && chunk->waiters == NONE &&
+           (chunk->host_state == HOST_NONE || chunk->host_state == HOST_VALID) &&
+           (chunk->nvme_state == NVME_NONE || chunk->nvme_state == NVME_VALID);
+}
+
+/* Next of a walk over c's descendants in pre-order; NONE after the last. */
+static uint32_t next_below(const struct kvt_core *core, uint32_t root, uint32_t c)
+{
+    if (core->chunks[c].first_child != NONE)
+        return core->chunks[c].first_child;
+    while (c != root && core->chunks[c].next_sibling == NONE)
+        c = core->chunks[c].parent;
+    return c == root ? NONE : core->chunks[c].next_sibling;
+}
+
+static uint32_t deepest(const struct kvt_core *core, uint32_t c)
+{
+    while (core->chunks[c].first_child != NONE)
+        c = core->chunks[c].first_child;
+    return c;
+}
+
+static bool has_other_copy(const struct chunk *chunk, enum tier tier)
+{
+    return tier == HOST ? chunk->nvme_state == NVME_VALID : chunk->host_state == HOST_VALID;
+}
+
+static bool slab_can_go(const struct kvt_core *core, const struct slab_pool *pool, uint32_t s)
+{
+    const struct slab *slab = &pool->slabs[s];
+    unsigned steps = 0;
+    for (uint32_t i = 0; i < slab->n_slots; i++) {
+        uint32_t root = slab->owner[i];
+        if (root & OWNER_FREE)
+            continue;
+        if (root == OWNER_QUARANTINED || !removable(&core->chunks[root]))
+            return false;
+        if (has_other_copy(&core->chunks[root], pool->tier))
+            continue;
+        /* The last copy: what hangs below it goes first. */
+        for (uint32_t c = next_below(core, root, root); c != NONE; c = next_below(core, root, c))
+            if (++steps > RECLAIM_STEPS || !removable(&core->chunks[c]))
+                return false;
+    }
+    return true;
+}
+
+static void remove_whole(struct kvt_core *core, uint32_t c)
+{
+    if (core->chunks[c].host_state == HOST_VALID)
+        core_forget_host(core, c, true);
+    if (core->chunks[c].nvme_state == NVME_VALID)
+        core_forget_nvme(core, c, true);
+    core_chunk_drop(core, c);
+}
+
+static void slab_empty(struct kvt_core *core, struct slab_pool *pool, uint32_t s)
+{
+    struct slab *slab = &pool->slabs[s];
+    for (uint32_t i = 0; slab->owner != NULL && i < slab->n_slots; i++) {
+        uint32_t root = slab->owner[i];
+        if (root & OWNER_FREE)
+            continue;
+        if (has_other_copy(&core->chunks[root], pool->tier)) {
+            forget(core, pool->tier, root);
+            continue;
+        }
+        for (uint32_t c = deepest(core, root); c != root;) {
+            uint32_t parent = core->chunks[c].parent;
+            remove_whole(core, c);
+            c = deepest(core, parent);
+        }
+        remove_whole(core, root);
+    }
+}
+
+/* Empty a slab of the class that has the most, if that class has more than min_slabs. */
+static bool reclaim_slab(struct kvt_core *core, struct slab_pool *pool, unsigned for_class,
+                         uint32_t min_slabs)
+{
+    unsigned from = KVT_CLASSES_MAX;
+    for (unsigned i = 0; i < core->n_classes; i++)
+        if (i != for_class && pool->n_of_class[i] > min_slabs &&
+            (from == KVT_CLASSES_MAX || pool->n_of_class[i] > pool->n_of_class[from]))
+            from = i;
+    if (from == KVT_CLASSES_MAX)
+        return false;
+    unsigned tries = 0;
+    for (uint32_t n = 0; n < pool->n_slabs && tries < RECLAIM_TRIES; n++) {
+        uint32_t s = pool->reclaim_cursor;
+        pool->reclaim_cursor = (s + 1) % pool->n_slabs;
+        if (pool->slabs[s].owner == NULL || pool->slabs[s].size_class != from)
+            continue;
+        tries++;
+        if (slab_can_go(core, pool, s)) {
+            slab_empty(core, pool, s);
+            return true;
+        }
+    }
+    return false;
+}
+
+uint32_t core_room(struct kvt_core *core, enum tier tier, uint32_t c)
+{
+    struct slab_pool *pool = &core->pool[tier];
+    unsigned size_class = chunk_ns(core, c)->size_class;
+    uint32_t slot = core_slot_take(core, pool, size_class, c);
+    if (slot != KVT_SLOT_NONE || pool->n_present == 0)
+        return slot;
+    unsigned n_active = pool->n_of_class[size_class] == 0;
+    for (unsigned i = 0; i < core->n_classes; i++)
+        n_active += pool->n_of_class[i] > 0;
+    /* Sizes that came later get their share of the slabs; beyond it they evict their own. */
+    uint32_t share = pool->n_present / n_active;
+    bool found = false;
+    if (n_active > 1 && pool->n_of_class[size_class] < share)
+        found = reclaim_slab(core, pool, size_class, share);
+    if (!found)
+        found = evict_one(core, tier, size_class);
+    if (!found && pool->n_of_class[size_class] == 0)
+        found = reclaim_slab(core, pool, size_class, 0);
+    return found ? core_slot_take(core, pool, size_class, c) : KVT_SLOT_NONE;
+}
+
+bool core_room_index(struct kvt_core *core)
+{
+    if (core->free_chunk != NONE || core->n_chunks_used < core->config.n_chunks_max)
+        return true;
+    /* Evict until a record is free: a victim may have a copy in the other tier, which goes next. */
+    for (unsigned n = 0; n < 64; n++) {
+        enum tier tier = core->pool[NVME].n_present > 0 ? NVME : HOST;
+        bool found = false;
+        for (unsigned i = 0; i < core->n_classes && !found; i++)
+            found = evict_one(core, tier, i);
+        for (unsigned i = 0; i < core->n_classes && tier == NVME && !found; i++)
+            found = evict_one(core, HOST, i);
+        if (!found || core->free_chunk != NONE)
+            return found;
+    }
+    return false;
+}

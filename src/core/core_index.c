@@ -1,0 +1,301 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Key to chunk: records, hash table, the prefix tree, and who may be evicted. */
+#include <string.h>
+
+#include "core_internal.h"
+
+#define FIND_BLOCK 64 /* keys whose memory accesses overlap */
+
+static uint64_t table_entries(const struct kvt_core *core)
+{
+    return core->table_mask + 1;
+}
+
+bool core_index_init(struct kvt_core *core)
+{
+    uint64_t need = (uint64_t)core->config.n_chunks_max * 4 / 3 + 16;
+    uint64_t entries = 1024;
+    while (entries < need)
+        entries *= 2;
+    core->table_mask = entries - 1;
+    core->table = kvt_big_calloc(entries * sizeof(*core->table));
+    core->chunks = kvt_big_calloc((uint64_t)core->config.n_chunks_max * sizeof(*core->chunks));
+    core->free_chunk = NONE;
+    /* splitmix64: four odd multipliers nobody outside can guess, so that keys cannot be chosen to
+     * collide. */
+    uint64_t x = core->config.seed;
+    for (unsigned i = 0; i < KVT_ARRAY_LEN(core->hash_seed); i++) {
+        x += UINT64_C(0x9e3779b97f4a7c15);
+        uint64_t z = x;
+        z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+        z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
+        core->hash_seed[i] = (z ^ (z >> 31)) | 1;
+    }
+    return core->table != NULL && core->chunks != NULL;
+}
+
+void core_index_fini(struct kvt_core *core)
+{
+    kvt_big_free(core->table, table_entries(core) * sizeof(*core->table));
+    kvt_big_free(core->chunks, (uint64_t)core->config.n_chunks_max * sizeof(*core->chunks));
+}
+
+uint64_t core_hash(const struct kvt_core *core, const struct kvt_key *key, uint32_t ns)
+{
+    uint64_t w[4];
+    memcpy(w, key->bytes, sizeof(w));
+    uint64_t h = (w[0] ^ ns) * core->hash_seed[0];
+    h = (h ^ (h >> 32) ^ w[1]) * core->hash_seed[1];
+    h = (h ^ (h >> 29) ^ w[2]) * core->hash_seed[2];
+    h = (h ^ (h >> 31) ^ w[3]) * core->hash_seed[3];
+    return h ^ (h >> 32);
+}
+
+static bool chunk_is(const struct kvt_core *core, uint32_t c, const struct kvt_key *key,
+                     uint32_t ns)
+{
+    const struct chunk *chunk = &core->chunks[c];
+    return chunk->ns == ns && memcmp(&chunk->key, key, sizeof(*key)) == 0;
+}
+
+uint32_t core_find_hashed(const struct kvt_core *core, const struct kvt_key *key, uint32_t ns,
+                          uint64_t hash)
+{
+    for (uint64_t at = hash & core->table_mask; core->table[at] != 0;
+         at = (at + 1) & core->table_mask) {
+        uint64_t entry = core->table[at];
+        uint32_t c = (uint32_t)entry - 1;
+        if (entry >> 32 == hash >> 32 && chunk_is(core, c, key, ns))
+            return c;
+    }
+    return NONE;
+}
+
+unsigned core_find_batch(struct kvt_core *core, const struct kvt_key *keys, unsigned n, uint32_t ns,
+                         bool prefix_only)
+{
+    /* A large index misses the cache on every table entry and every record. Asking for a block of
+     * them before using the first makes them arrive together. */
+    for (unsigned start = 0; start < n; start += FIND_BLOCK) {
+        unsigned end = KVT_MIN(start + FIND_BLOCK, n);
+        for (unsigned i = start; i < end; i++) {
+            core->hashes[i] = core_hash(core, &keys[i], ns);
+            __builtin_prefetch(&core->table[core->hashes[i] & core->table_mask]);
+        }
+        for (unsigned i = start; i < end; i++) {
+            uint64_t at = core->hashes[i] & core->table_mask;
+            while (core->table[at] != 0 && core->table[at] >> 32 != core->hashes[i] >> 32)
+                at = (at + 1) & core->table_mask;
+            core->found[i] = core->table[at] == 0 ? NONE : (uint32_t)core->table[at] - 1;
+            if (core->found[i] != NONE) {
+                const char *record = (const char *)&core->chunks[core->found[i]];
+                __builtin_prefetch(record);
+                __builtin_prefetch(record + 63);
+            }
+        }
+        for (unsigned i = start; i < end; i++) {
+            uint32_t c = core->found[i];
+            if (c != NONE && !chunk_is(core, c, &keys[i], ns))
+                core->found[i] = c = core_find_hashed(core, &keys[i], ns, core->hashes[i]);
+            if (prefix_only && (c == NONE || !chunk_held(&core->chunks[c])))
+                return i;
+        }
+    }
+    return n;
+}
+
+static void table_insert(struct kvt_core *core, uint32_t c, uint64_t hash)
+{
+    uint64_t at = hash & core->table_mask;
+    while (core->table[at] != 0)
+        at = (at + 1) & core->table_mask;
+    core->table[at] = (hash >> 32 << 32) | ((uint64_t)c + 1);
+}
+
+static void table_remove(struct kvt_core *core, uint32_t c)
+{
+    uint64_t at = core_hash(core, &core->chunks[c].key, core->chunks[c].ns) & core->table_mask;
+    while ((uint32_t)core->table[at] != c + 1) {
+        KVT_ASSERT(core->table[at] != 0);
+        at = (at + 1) & core->table_mask;
+    }
+    /* Close the gap, so that probes may stop at the first empty entry. */
+    uint64_t hole = at;
+    for (uint64_t i = (hole + 1) & core->table_mask; core->table[i] != 0;
+         i = (i + 1) & core->table_mask) {
+        const struct chunk *moved = &core->chunks[(uint32_t)core->table[i] - 1];
+        uint64_t home = core_hash(core, &moved->key, moved->ns) & core->table_mask;
+        if (((i - home) & core->table_mask) >= ((i - hole) & core->table_mask)) {
+            core->table[hole] = core->table[i];
+            hole = i;
+        }
+    }
+    core->table[hole] = 0;
+}
+
+uint32_t core_chunk_new(struct kvt_core *core, const struct kvt_key *key, uint32_t ns)
+{
+    uint32_t c = core->free_chunk;
+    if (c != NONE)
+        core->free_chunk = core->chunks[c].parent;
+    else if (core->n_chunks_used < core->config.n_chunks_max)
+        c = core->n_chunks_used++;
+    else
+        return NONE;
+    core->chunks[c] = (struct chunk){
+        .key = *key,
+        .parent = NONE,
+        .first_child = NONE,
+        .next_sibling = NONE,
+        .prev_sibling = NONE,
+        .host_slot = KVT_SLOT_NONE,
+        .nvme_slot = KVT_SLOT_NONE,
+        .ns = (uint16_t)ns,
+        .waiters = NONE,
+        .write_next = NONE,
+        .write_prev = NONE,
+    };
+    table_insert(core, c, core_hash(core, key, ns));
+    core->n_chunks++;
+    return c;
+}
+
+static void chunk_free(struct kvt_core *core, uint32_t c)
+{
+    core->chunks[c].parent = core->free_chunk;
+    core->chunks[c].flags = 0;
+    core->free_chunk = c;
+}
+
+static void count_child(struct kvt_core *core, uint32_t parent, enum tier tier, int delta)
+{
+    if (parent == NONE)
+        return;
+    core->chunks[parent].n_children[tier] += (uint32_t)delta;
+    core_update_candidate(core, parent);
+}
+
+static void unlink_parent(struct kvt_core *core, uint32_t c)
+{
+    struct chunk *chunk = &core->chunks[c];
+    uint32_t parent = chunk->parent;
+    if (parent == NONE)
+        return;
+    if (chunk->prev_sibling != NONE)
+        core->chunks[chunk->prev_sibling].next_sibling = chunk->next_sibling;
+    else
+        core->chunks[parent].first_child = chunk->next_sibling;
+    if (chunk->next_sibling != NONE)
+        core->chunks[chunk->next_sibling].prev_sibling = chunk->prev_sibling;
+    chunk->parent = chunk->next_sibling = chunk->prev_sibling = NONE;
+    if (chunk->host_state != HOST_NONE)
+        count_child(core, parent, HOST, -1);
+    if (chunk->nvme_state != NVME_NONE)
+        count_child(core, parent, NVME, -1);
+}
+
+void core_link(struct kvt_core *core, uint32_t c, uint32_t parent)
+{
+    struct chunk *chunk = &core->chunks[c];
+    if (c == parent || chunk->parent != NONE || parent == NONE ||
+        core->chunks[parent].ns != chunk->ns)
+        return;
+    if (chunk->first_child != NONE) {
+        /* Links come from callers. A cycle would make its members unevictable for ever, so a chunk
+         * that has children is linked only if the walk up ends, within reason. */
+        unsigned steps = 0;
+        for (uint32_t p = parent; p != NONE; p = core->chunks[p].parent)
+            if (p == c || ++steps > 4096)
+                return;
+    }
+    chunk->parent = parent;
+    chunk->next_sibling = core->chunks[parent].first_child;
+    if (chunk->next_sibling != NONE)
+        core->chunks[chunk->next_sibling].prev_sibling = c;
+    core->chunks[parent].first_child = c;
+    if (chunk->host_state != HOST_NONE)
+        count_child(core, parent, HOST, 1);
+    if (chunk->nvme_state != NVME_NONE)
+        count_child(core, parent, NVME, 1);
+}
+
+void core_chunk_drop(struct kvt_core *core, uint32_t c)
+{
+    struct chunk *chunk = &core->chunks[c];
+    KVT_ASSERT(chunk->host_state == HOST_NONE && chunk->nvme_state == NVME_NONE);
+    KVT_ASSERT(chunk->waiters == NONE && !(chunk->flags & CHUNK_WANT_WRITE));
+    unlink_parent(core, c);
+    while (chunk->first_child != NONE)
+        unlink_parent(core, chunk->first_child);
+    table_remove(core, c);
+    core->n_chunks--;
+    if (chunk->pins > 0)
+        chunk->flags |= CHUNK_UNHASHED;
+    else
+        chunk_free(core, c);
+}
+
+void core_pin(struct kvt_core *core, uint32_t c)
+{
+    core->chunks[c].pins++;
+    STAT(core, PINS)++;
+}
+
+void core_unpin(struct kvt_core *core, uint32_t c)
+{
+    struct chunk *chunk = &core->chunks[c];
+    KVT_ASSERT(chunk->pins > 0);
+    chunk->pins--;
+    STAT(core, PINS)--;
+    if (chunk->pins == 0 && (chunk->flags & CHUNK_UNHASHED))
+        chunk_free(core, c);
+}
+
+void core_set_host(struct kvt_core *core, uint32_t c, enum host_state state)
+{
+    struct chunk *chunk = &core->chunks[c];
+    bool was = chunk->host_state != HOST_NONE, is = state != HOST_NONE;
+    chunk->host_state = (uint8_t)state;
+    if (was != is)
+        count_child(core, chunk->parent, HOST, is ? 1 : -1);
+    core_update_candidate(core, c);
+}
+
+void core_set_nvme(struct kvt_core *core, uint32_t c, enum nvme_state state)
+{
+    struct chunk *chunk = &core->chunks[c];
+    bool was = chunk->nvme_state != NVME_NONE, is = state != NVME_NONE;
+    chunk->nvme_state = (uint8_t)state;
+    if (was != is)
+        count_child(core, chunk->parent, NVME, is ? 1 : -1);
+    core_update_candidate(core, c);
+}
+
+/*
+ * A copy may go when no child in the same tier would be stranded behind it, and when, if it is the
+ * last copy, no child is left in the other tier either. Pins are not looked at here, they change
+ * too often: the victim is vetoed instead.
+ */
+static bool is_candidate(const struct chunk *chunk, enum tier tier)
+{
+    if (tier == HOST)
+        return chunk->host_state == HOST_VALID && chunk->n_children[HOST] == 0 &&
+               !(chunk->flags & CHUNK_WANT_WRITE) &&
+               (chunk->nvme_state == NVME_VALID || chunk->n_children[NVME] == 0);
+    return chunk->nvme_state == NVME_VALID && chunk->n_children[NVME] == 0 &&
+           chunk->host_state != HOST_READING &&
+           (chunk->host_state == HOST_VALID || chunk->n_children[HOST] == 0);
+}
+
+void core_update_candidate(struct kvt_core *core, uint32_t c)
+{
+    struct chunk *chunk = &core->chunks[c];
+    for (enum tier tier = HOST; tier < N_TIERS; tier++) {
+        uint8_t bit = (uint8_t)(CHUNK_CANDIDATE << tier);
+        bool is = is_candidate(chunk, tier);
+        if (is == !!(chunk->flags & bit))
+            continue;
+        chunk->flags ^= bit;
+        core->pool[tier].policy->ops->candidate(core->pool[tier].policy, c, is);
+    }
+}

@@ -1,0 +1,360 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Transfers between the arena and NVMe: write-behind, promotion, scrub, and their metadata. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "core_internal.h"
+
+#define WRITE_FAILURES_MAX   8                             /* in a row, then a pause */
+#define WRITE_PAUSE_NS       (UINT64_C(5) * 1000000000)    /* before NVMe is tried again */
+#define SCRUB_PASS_NS        (UINT64_C(3600) * 1000000000) /* at least this between two passes */
+#define SCRUB_SLOTS_PER_STEP 4096                          /* empty ones looked at per flush */
+
+#define TOKEN(kind, chunk) ((uint64_t)(kind) << 32 | (chunk))
+
+bool core_io_init(struct kvt_core *core)
+{
+    uint32_t n = core->config.n_ios_max;
+    core->ios = calloc(n, sizeof(*core->ios));
+    core->headers = kvt_big_calloc((uint64_t)n * KVT_SLOT_HEADER_BYTES);
+    if (core->ios == NULL || core->headers == NULL)
+        return false;
+    for (uint32_t i = 0; i < n; i++) {
+        void *page = core->headers + (size_t)i * KVT_SLOT_HEADER_BYTES;
+        core->ios[i].header = page;
+        core->ios[i].next = i + 1 < n ? &core->ios[i + 1] : NULL;
+    }
+    core->free_ios = core->ios;
+    core->write_head = core->write_tail = NONE;
+    return true;
+}
+
+void core_io_fini(struct kvt_core *core)
+{
+    free(core->ios);
+    kvt_big_free(core->headers, (uint64_t)core->config.n_ios_max * KVT_SLOT_HEADER_BYTES);
+}
+
+void kvt_core_header_pool(struct kvt_core *core, void **pool_p, uint64_t *bytes_p)
+{
+    *pool_p = core->headers;
+    *bytes_p = (uint64_t)core->config.n_ios_max * KVT_SLOT_HEADER_BYTES;
+}
+
+static struct kvt_io *io_new(struct kvt_core *core, enum kvt_io_type type, uint32_t c)
+{
+    const struct chunk *chunk = &core->chunks[c];
+    const struct ns *ns = chunk_ns(core, c);
+    struct kvt_io *io = core->free_ios;
+    struct kvt_slot_header *header = io->header;
+    core->free_ios = io->next;
+    core->n_ios_busy++;
+    *io = (struct kvt_io){
+        .type = type,
+        .slab = slot_slab(chunk->nvme_slot),
+        .slot = slot_index(chunk->nvme_slot),
+        .slot_bytes = ns->slot_bytes,
+        .chunk_bytes = ns->desc.chunk_bytes,
+        .n_segments = ns->desc.n_segments,
+        .arena_slab = slot_slab(chunk->host_slot),
+        .arena_offset = core_slot_offset(core, chunk->host_slot),
+        .header = header,
+        .key = chunk->key,
+        .digest = chunk->digest,
+        .core_id = c,
+    };
+    memcpy(io->ns_id, ns->id, sizeof(io->ns_id));
+    return io;
+}
+
+static void io_free(struct kvt_core *core, struct kvt_io *io)
+{
+    io->next = core->free_ios;
+    core->free_ios = io;
+    core->n_ios_busy--;
+}
+
+/* --- write-behind ------------------------------------------------------------------------------
+ */
+
+void core_want_write(struct kvt_core *core, uint32_t c)
+{
+    struct chunk *chunk = &core->chunks[c];
+    if (core->pool[NVME].n_slabs == 0 || (chunk->flags & CHUNK_WANT_WRITE) ||
+        chunk->nvme_state != NVME_NONE || chunk->host_state != HOST_VALID)
+        return;
+    chunk->flags |= CHUNK_WANT_WRITE;
+    chunk->write_next = NONE;
+    chunk->write_prev = core->write_tail;
+    if (core->write_tail != NONE)
+        core->chunks[core->write_tail].write_next = c;
+    else
+        core->write_head = c;
+    core->write_tail = c;
+    core->n_write_queue++;
+    core_update_candidate(core, c);
+}
+
+static void write_unqueue(struct kvt_core *core, uint32_t c)
+{
+    struct chunk *chunk = &core->chunks[c];
+    if (chunk->write_prev != NONE)
+        core->chunks[chunk->write_prev].write_next = chunk->write_next;
+    else
+        core->write_head = chunk->write_next;
+    if (chunk->write_next != NONE)
+        core->chunks[chunk->write_next].write_prev = chunk->write_prev;
+    else
+        core->write_tail = chunk->write_prev;
+    chunk->write_next = chunk->write_prev = NONE;
+    core->n_write_queue--;
+}
+
+static void write_over(struct kvt_core *core, uint32_t c, enum kvt_status status)
+{
+    core->chunks[c].flags &= (uint8_t)~CHUNK_WANT_WRITE;
+    core_update_candidate(core, c);
+    core_wake_durable(core, c, status);
+}
+
+static void write_start(struct kvt_core *core, uint32_t c)
+{
+    struct chunk *chunk = &core->chunks[c];
+    const struct ns *ns = chunk_ns(core, c);
+    core_set_nvme(core, c, NVME_WRITING);
+    struct kvt_io *io = io_new(core, KVT_IO_WRITE, c);
+    struct kvt_slot_header *header = io->header;
+    memset(header, 0, sizeof(*header));
+    header->magic = KVT_SLOT_MAGIC;
+    header->version = 1;
+    header->n_segments = ns->desc.n_segments;
+    header->chunk_bytes = ns->desc.chunk_bytes;
+    header->generation = ++core->generation;
+    header->key = chunk->key;
+    if (chunk->parent != NONE)
+        header->parent = core->chunks[chunk->parent].key;
+    memcpy(header->ns_id, ns->id, sizeof(header->ns_id));
+    memcpy(header->sums, core_slot_sums(&core->pool[HOST], chunk->host_slot),
+           ns->desc.n_segments * sizeof(header->sums[0]));
+    header->digest = kvt_slot_header_digest(header);
+    chunk->digest = io->digest = header->digest;
+    core->write_bytes += ns->slot_bytes;
+    core->actions.io(core->actions.arg, io);
+}
+
+void core_start_writes(struct kvt_core *core, uint64_t now_ns)
+{
+    while (core->write_head != NONE && core->free_ios != NULL) {
+        uint32_t c = core->write_head;
+        uint64_t bytes = chunk_ns(core, c)->slot_bytes;
+        if (core->write_bytes > 0 && core->write_bytes + bytes > core->config.write_bytes_max)
+            return;
+        write_unqueue(core, c);
+        uint32_t slot = now_ns < core->write_retry_ns ? KVT_SLOT_NONE : core_room(core, NVME, c);
+        if (slot == KVT_SLOT_NONE) {
+            STAT(core, WRITE_SKIPPED_CHUNKS)++;
+            write_over(core, c, now_ns < core->write_retry_ns ? KVT_ERR_IO : KVT_ERR_NOSPACE);
+            continue;
+        }
+        core->chunks[c].nvme_slot = slot;
+        write_start(core, c);
+    }
+}
+
+static void write_done(struct kvt_core *core, struct kvt_io *io, uint64_t now_ns)
+{
+    uint32_t c = io->core_id;
+    struct chunk *chunk = &core->chunks[c];
+    core->write_bytes -= io->slot_bytes;
+    if (io->status == KVT_OK) {
+        uint32_t parent = chunk->parent;
+        bool parent_there = parent != NONE && core->chunks[parent].nvme_state != NVME_NONE;
+        struct kvt_meta_record record = {
+            .slot = chunk->nvme_slot,
+            .ns = chunk->ns,
+            .digest = chunk->digest,
+            .generation = io->header->generation,
+            .parent_slot = parent_there ? core->chunks[parent].nvme_slot : KVT_SLOT_NONE,
+            .key = chunk->key,
+        };
+        if (parent_there)
+            memcpy(&record.parent_tag, core->chunks[parent].key.bytes, sizeof(record.parent_tag));
+        core->n_write_failures = 0;
+        STAT(core, NVME_DEGRADED) = 0;
+        STAT(core, NVME_WRITE_BYTES) += io->slot_bytes + KVT_SLOT_HEADER_BYTES;
+        core_set_nvme(core, c, NVME_META);
+        core->actions.meta_put(core->actions.arg, &record, core_meta_token(core, META_PUT, c));
+        return;
+    }
+    STAT(core, NVME_WRITE_ERRORS)++;
+    core_set_nvme(core, c, NVME_NONE);
+    if (io->status == KVT_ERR_IO)
+        core_slot_quarantine(core, &core->pool[NVME], chunk->nvme_slot);
+    else
+        core_slot_free(core, &core->pool[NVME], chunk->nvme_slot);
+    chunk->nvme_slot = KVT_SLOT_NONE;
+    if (++core->n_write_failures >= WRITE_FAILURES_MAX) {
+        core->write_retry_ns = now_ns + WRITE_PAUSE_NS;
+        STAT(core, NVME_DEGRADED) = 1;
+    }
+    write_over(core, c, io->status);
+}
+
+uint64_t core_meta_token(struct kvt_core *core, enum meta_token kind, uint32_t chunk)
+{
+    core->n_meta_busy++;
+    return TOKEN(kind, chunk);
+}
+
+void kvt_core_meta_done(struct kvt_core *core, uint64_t token, enum kvt_status status,
+                        uint64_t now_ns)
+{
+    (void)now_ns;
+    uint32_t c = (uint32_t)token;
+    struct chunk *chunk = &core->chunks[c];
+    struct kvt_policy *policy = core->pool[NVME].policy;
+    KVT_ASSERT(core->n_meta_busy > 0);
+    core->n_meta_busy--;
+    if (token != TOKEN(META_PUT, c))
+        return;
+    KVT_ASSERT(chunk->nvme_state == NVME_META);
+    if (status == KVT_OK) {
+        policy->ops->insert(policy, c, chunk_ns(core, c)->size_class,
+                            core_hash(core, &chunk->key, chunk->ns), 0, core->tick);
+        core_set_nvme(core, c, NVME_VALID);
+    } else {
+        STAT(core, NVME_WRITE_ERRORS)++;
+        core_set_nvme(core, c, NVME_NONE);
+        core_slot_free(core, &core->pool[NVME], chunk->nvme_slot);
+        chunk->nvme_slot = KVT_SLOT_NONE;
+    }
+    write_over(core, c, status);
+}
+
+/* --- reads -------------------------------------------------------------------------------------
+ */
+
+bool core_can_read(const struct kvt_core *core, uint64_t slot_bytes)
+{
+    return core->free_ios != NULL &&
+           (core->read_bytes == 0 || core->read_bytes + slot_bytes <= core->config.read_bytes_max);
+}
+
+void core_start_read(struct kvt_core *core, uint32_t c)
+{
+    core_set_host(core, c, HOST_READING);
+    core->read_bytes += chunk_ns(core, c)->slot_bytes;
+    core->actions.io(core->actions.arg, io_new(core, KVT_IO_READ, c));
+}
+
+static void read_failed(struct kvt_core *core, uint32_t c, enum kvt_status status)
+{
+    struct chunk *chunk = &core->chunks[c];
+    uint32_t slot = chunk->nvme_slot;
+    struct slab_pool *pool = &core->pool[NVME];
+    if (status == KVT_ERR_IO)
+        STAT(core, NVME_READ_ERRORS)++;
+    else
+        STAT(core, CORRUPT_CHUNKS)++;
+    core_forget_host(core, c, false);
+    core_set_nvme(core, c, NVME_NONE);
+    pool->policy->ops->remove(pool->policy, c, false, core->tick);
+    chunk->nvme_slot = KVT_SLOT_NONE;
+    core->actions.meta_del(core->actions.arg, slot, core_meta_token(core, META_DEL, 0));
+    if (status == KVT_ERR_IO)
+        core_slot_quarantine(core, pool, slot);
+    else
+        core_slot_free(core, pool, slot);
+    core_wake_readers(core, c, status);
+    core_chunk_drop(core, c);
+}
+
+static void read_done(struct kvt_core *core, struct kvt_io *io)
+{
+    uint32_t c = io->core_id;
+    struct chunk *chunk = &core->chunks[c];
+    struct slab_pool *pool = &core->pool[HOST];
+    core->read_bytes -= io->slot_bytes;
+    bool scrub = chunk->flags & CHUNK_SCRUB;
+    if (scrub) {
+        chunk->flags &= (uint8_t)~CHUNK_SCRUB;
+        core->scrub_busy = false;
+        STAT(core, SCRUBBED_CHUNKS)++;
+    }
+    if (io->status != KVT_OK) {
+        read_failed(core, c, io->status);
+        return;
+    }
+    STAT(core, NVME_READ_BYTES) += io->slot_bytes + KVT_SLOT_HEADER_BYTES;
+    if (scrub && chunk->waiters == NONE) {
+        core_forget_host(core, c, false);
+        return;
+    }
+    memcpy(core_slot_sums(pool, chunk->host_slot), io->header->sums,
+           io->n_segments * sizeof(io->header->sums[0]));
+    pool->policy->ops->insert(pool->policy, c, chunk_ns(core, c)->size_class,
+                              core_hash(core, &chunk->key, chunk->ns), 0, core->tick);
+    core_set_host(core, c, HOST_VALID);
+    if (!scrub)
+        pool->policy->ops->hit(pool->policy, c, core->tick);
+    core_wake_readers(core, c, KVT_OK);
+}
+
+void kvt_core_io_done(struct kvt_core *core, struct kvt_io *io, uint64_t now_ns)
+{
+    if (io->type == KVT_IO_WRITE)
+        write_done(core, io, now_ns);
+    else
+        read_done(core, io);
+    io_free(core, io);
+}
+
+/* --- scrub -------------------------------------------------------------------------------------
+ */
+
+/* One chunk at a time, at the configured rate: whatever lies on NVMe unread is read and verified,
+ * so that rot is found before it is asked for. */
+void core_scrub(struct kvt_core *core, uint64_t now_ns)
+{
+    struct slab_pool *pool = &core->pool[NVME];
+    if (core->config.scrub_bytes_per_s == 0 || core->scrub_busy || now_ns < core->scrub_next_ns ||
+        pool->used_bytes == 0)
+        return;
+    for (unsigned n = 0; n < SCRUB_SLOTS_PER_STEP; n++) {
+        struct slab *slab = &pool->slabs[core->scrub_slab];
+        if (slab->owner == NULL || core->scrub_slot >= slab->n_slots) {
+            core->scrub_slot = 0;
+            if (++core->scrub_slab < pool->n_slabs)
+                continue;
+            core->scrub_slab = 0;
+            core->scrub_next_ns = KVT_MAX(core->scrub_pass_ns + SCRUB_PASS_NS, now_ns);
+            core->scrub_pass_ns = core->scrub_next_ns;
+            return;
+        }
+        uint32_t c = slab->owner[core->scrub_slot++];
+        if (c & OWNER_FREE || c == OWNER_QUARANTINED || core->chunks[c].nvme_state != NVME_VALID ||
+            core->chunks[c].host_state != HOST_NONE)
+            continue;
+        uint64_t bytes = chunk_ns(core, c)->slot_bytes;
+        if (!core_can_read(core, bytes))
+            break;
+        core_pin(core, c); /* making room must not choose the chunk itself */
+        uint32_t slot = core_room(core, HOST, c);
+        core_unpin(core, c);
+        if (slot == KVT_SLOT_NONE)
+            break;
+        core->chunks[c].host_slot = slot;
+        core->chunks[c].flags |= CHUNK_SCRUB;
+        core->scrub_busy = true;
+        core->scrub_next_ns = now_ns + bytes * 1000000000 / core->config.scrub_bytes_per_s;
+        core_start_read(core, c);
+        return;
+    }
+    core->scrub_next_ns = now_ns + 100000000; /* nothing found or no room: a little later */
+}
+
+bool core_room_may_come(const struct kvt_core *core, uint64_t own_bytes)
+{
+    return core->n_ios_busy > 0 || core->n_write_queue > 0 || core->n_meta_busy > 0 ||
+           core->n_holding > 0 || STAT(core, RESERVED_BYTES) > own_bytes;
+}

@@ -1,0 +1,142 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Start from what the metadata remembers. It may be stale or damaged: an evicted chunk's record
+ * stays until its slot is used again, so two records can name one key, of which the later write
+ * counts; whatever contradicts itself is left out. Bytes are verified when they are read.
+ */
+#include <string.h>
+
+#include "core_internal.h"
+
+/* While restoring, fields of a chunk that have no use yet carry what its record said. */
+static void stash(struct chunk *chunk, const struct kvt_meta_record *record)
+{
+    chunk->write_next = record->parent_slot;
+    chunk->write_prev = record->parent_tag;
+    chunk->first_child = (uint32_t)record->generation;
+    chunk->next_sibling = (uint32_t)(record->generation >> 32);
+}
+
+static uint64_t stashed_generation(const struct chunk *chunk)
+{
+    return (uint64_t)chunk->next_sibling << 32 | chunk->first_child;
+}
+
+void kvt_core_restore_ns(struct kvt_core *core, uint32_t n, const struct kvt_ns_desc *desc)
+{
+    bool ok = n < NS_MAX && !core->ns[n].used && kvt_ns_desc_check(desc, NULL) == KVT_OK;
+    for (uint32_t i = 0; ok && i < core->n_ns; i++)
+        ok = !core->ns[i].used || memcmp(&core->ns[i].desc, desc, sizeof(*desc)) != 0;
+    if (!ok || !core_ns_add(core, n, desc, NULL))
+        core->restore_bad++;
+}
+
+void kvt_core_restore_slab(struct kvt_core *core, uint32_t s, uint64_t slot_bytes)
+{
+    struct slab_pool *pool = &core->pool[NVME];
+    unsigned c = 0;
+    while (c < core->n_classes && core->class_bytes[c] != slot_bytes)
+        c++;
+    if (s >= pool->n_slabs || pool->slabs[s].owner != NULL || c == core->n_classes ||
+        !core_slab_assign(core, pool, s, c))
+        core->restore_bad++;
+}
+
+static void restore_record(struct kvt_core *core, const struct kvt_meta_record *record,
+                           uint64_t hash)
+{
+    struct slab_pool *pool = &core->pool[NVME];
+    uint32_t s = slot_slab(record->slot), i = slot_index(record->slot);
+    if (record->ns >= core->n_ns || !core->ns[record->ns].used || s >= pool->n_slabs ||
+        pool->slabs[s].owner == NULL || i >= pool->slabs[s].n_slots ||
+        !(pool->slabs[s].owner[i] & OWNER_FREE) ||
+        core->class_bytes[pool->slabs[s].size_class] != core->ns[record->ns].slot_bytes) {
+        core->restore_bad++;
+        return;
+    }
+    uint32_t c = core_find_hashed(core, &record->key, record->ns, hash);
+    if (c != NONE) {
+        if (stashed_generation(&core->chunks[c]) >= record->generation)
+            return;
+        struct slab *old = &pool->slabs[slot_slab(core->chunks[c].nvme_slot)];
+        old->owner[slot_index(core->chunks[c].nvme_slot)] = OWNER_FREE;
+        old->n_used--;
+    } else {
+        c = core_chunk_new(core, &record->key, record->ns);
+        if (c == NONE) {
+            core->restore_bad++;
+            return;
+        }
+        core->tick++;
+        pool->policy->ops->insert(pool->policy, c, core->ns[record->ns].size_class, hash, 0,
+                                  core->tick);
+    }
+    struct chunk *chunk = &core->chunks[c];
+    chunk->nvme_slot = record->slot;
+    chunk->nvme_state = NVME_VALID;
+    chunk->digest = record->digest;
+    stash(chunk, record);
+    pool->slabs[s].owner[i] = c;
+    pool->slabs[s].n_used++;
+    core->generation = KVT_MAX(core->generation, record->generation);
+}
+
+void kvt_core_restore_records(struct kvt_core *core, const struct kvt_meta_record *records,
+                              unsigned n)
+{
+    for (unsigned start = 0; start < n; start += KVT_BATCH_MAX) {
+        unsigned count = KVT_MIN(n - start, (unsigned)KVT_BATCH_MAX);
+        for (unsigned i = 0; i < count; i++) {
+            core->hashes[i] = core_hash(core, &records[start + i].key, records[start + i].ns);
+            __builtin_prefetch(&core->table[core->hashes[i] & core->table_mask], 1);
+        }
+        for (unsigned i = 0; i < count; i++)
+            restore_record(core, &records[start + i], core->hashes[i]);
+    }
+}
+
+static uint32_t parent_of(const struct kvt_core *core, const struct chunk *chunk)
+{
+    const struct slab_pool *pool = &core->pool[NVME];
+    uint32_t slot = chunk->write_next, tag;
+    if (slot == KVT_SLOT_NONE || slot_slab(slot) >= pool->n_slabs)
+        return NONE;
+    const struct slab *slab = &pool->slabs[slot_slab(slot)];
+    if (slab->owner == NULL || slot_index(slot) >= slab->n_slots)
+        return NONE;
+    uint32_t c = slab->owner[slot_index(slot)];
+    if (c & OWNER_FREE)
+        return NONE;
+    memcpy(&tag, core->chunks[c].key.bytes, sizeof(tag));
+    return tag == chunk->write_prev ? c : NONE;
+}
+
+uint64_t kvt_core_restore_end(struct kvt_core *core)
+{
+    struct slab_pool *pool = &core->pool[NVME];
+    for (uint32_t c = 0; c < core->n_chunks_used; c++) {
+        struct chunk *chunk = &core->chunks[c];
+        chunk->prev_sibling = parent_of(core, chunk);
+        chunk->first_child = chunk->next_sibling = NONE;
+    }
+    for (uint32_t c = 0; c < core->n_chunks_used; c++) {
+        struct chunk *chunk = &core->chunks[c];
+        uint32_t parent = chunk->prev_sibling;
+        chunk->prev_sibling = chunk->write_next = chunk->write_prev = NONE;
+        core_link(core, c, parent);
+    }
+    for (uint32_t c = 0; c < core->n_chunks_used; c++)
+        core_update_candidate(core, c);
+    for (uint32_t s = 0; s < pool->n_slabs; s++) {
+        struct slab *slab = &pool->slabs[s];
+        if (slab->owner == NULL)
+            continue;
+        pool->used_bytes +=
+            slab->n_used * (core->class_bytes[slab->size_class] + pool->slot_extra_bytes);
+        core_slab_thread(pool, s);
+    }
+    /* Writes that were under way when the agent ended may have used numbers beyond the last one
+     * remembered. */
+    core->generation += (uint64_t)core->config.n_ios_max + 1;
+    return core->restore_bad;
+}
