@@ -225,7 +225,7 @@ struct kvt_core {
 
     struct kvt_io *ios;
     struct kvt_io *free_ios;
-    uint32_t n_ios_busy;
+    uint32_t n_ios_busy, n_writes_busy;
     uint8_t *headers;
     uint32_t write_head, write_tail, n_write_queue;
     uint64_t read_bytes, write_bytes; /* in flight */
@@ -233,7 +233,7 @@ struct kvt_core {
     uint64_t generation;
     unsigned n_write_failures; /* in a row */
     uint64_t write_retry_ns;   /* no writes before */
-    uint64_t scrub_next_ns, scrub_pass_ns;
+    uint64_t scrub_next_ns;
     uint32_t scrub_slab, scrub_slot;
     bool scrub_busy;
     bool draining;
@@ -290,6 +290,8 @@ void core_pool_add(struct slab_pool *pool, uint32_t slab, uint64_t base);
 /* Give a free slab a class. False: no memory for its tables. */
 bool core_slab_assign(struct kvt_core *core, struct slab_pool *pool, uint32_t slab,
                       unsigned size_class);
+/* Change the class of a slab without used slots, for one of the same slot size. */
+void core_slab_reclass(struct slab_pool *pool, uint32_t slab, unsigned size_class);
 uint32_t core_slot_take(struct kvt_core *core, struct slab_pool *pool, unsigned size_class,
                         uint32_t chunk);
 void core_slot_free(struct kvt_core *core, struct slab_pool *pool, uint32_t slot);

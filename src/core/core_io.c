@@ -7,7 +7,7 @@
 
 #define WRITE_FAILURES_MAX   8                             /* in a row, then a pause */
 #define WRITE_PAUSE_NS       (UINT64_C(5) * 1000000000)    /* before NVMe is tried again */
-#define SCRUB_PASS_NS        (UINT64_C(3600) * 1000000000) /* at least this between two passes */
+#define SCRUB_PASS_NS        (UINT64_C(3600) * 1000000000) /* between two passes */
 #define SCRUB_SLOTS_PER_STEP 4096                          /* empty ones looked at per flush */
 
 #define TOKEN(kind, chunk) ((uint64_t)(kind) << 32 | (chunk))
@@ -139,18 +139,28 @@ static void write_start(struct kvt_core *core, uint32_t c)
     header->digest = kvt_slot_header_digest(header);
     chunk->digest = io->digest = header->digest;
     core->write_bytes += ns->slot_bytes;
+    core->n_writes_busy++;
     core->actions.io(core->actions.arg, io);
 }
 
 void core_start_writes(struct kvt_core *core, uint64_t now_ns)
 {
-    while (core->write_head != NONE && core->free_ios != NULL) {
+    /* Half of the transfers stay for reads, which somebody waits for. */
+    uint32_t n_max = KVT_MAX(core->config.n_ios_max / 2, 1u);
+    while (core->write_head != NONE && core->free_ios != NULL && core->n_writes_busy < n_max) {
         uint32_t c = core->write_head;
         uint64_t bytes = chunk_ns(core, c)->slot_bytes;
         if (core->write_bytes > 0 && core->write_bytes + bytes > core->config.write_bytes_max)
             return;
         write_unqueue(core, c);
-        uint32_t slot = now_ns < core->write_retry_ns ? KVT_SLOT_NONE : core_room(core, NVME, c);
+        uint32_t parent = core->chunks[c].parent;
+        uint32_t slot = KVT_SLOT_NONE;
+        if (parent != NONE)
+            core_pin(core, parent); /* the child's room must not cost its parent's copy */
+        if (now_ns >= core->write_retry_ns)
+            slot = core_room(core, NVME, c);
+        if (parent != NONE)
+            core_unpin(core, parent);
         if (slot == KVT_SLOT_NONE) {
             STAT(core, WRITE_SKIPPED_CHUNKS)++;
             write_over(core, c, now_ns < core->write_retry_ns ? KVT_ERR_IO : KVT_ERR_NOSPACE);
@@ -166,6 +176,7 @@ static void write_done(struct kvt_core *core, struct kvt_io *io, uint64_t now_ns
     uint32_t c = io->core_id;
     struct chunk *chunk = &core->chunks[c];
     core->write_bytes -= io->slot_bytes;
+    core->n_writes_busy--;
     if (io->status == KVT_OK) {
         uint32_t parent = chunk->parent;
         bool parent_there = parent != NONE && core->chunks[parent].nvme_state != NVME_NONE;
@@ -327,8 +338,7 @@ void core_scrub(struct kvt_core *core, uint64_t now_ns)
             if (++core->scrub_slab < pool->n_slabs)
                 continue;
             core->scrub_slab = 0;
-            core->scrub_next_ns = KVT_MAX(core->scrub_pass_ns + SCRUB_PASS_NS, now_ns);
-            core->scrub_pass_ns = core->scrub_next_ns;
+            core->scrub_next_ns = now_ns + SCRUB_PASS_NS;
             return;
         }
         uint32_t c = slab->owner[core->scrub_slot++];

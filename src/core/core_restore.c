@@ -71,6 +71,10 @@ static void restore_record(struct kvt_core *core, const struct kvt_meta_record *
         pool->policy->ops->insert(pool->policy, c, core->ns[record->ns].size_class, hash, 0,
                                   core->tick);
     }
+    /* Shapes of one slot size that differ in their segments are classes of their own; the metadata
+     * names the slot size alone. */
+    if (pool->slabs[s].n_used == 0)
+        core_slab_reclass(pool, s, core->ns[record->ns].size_class);
     struct chunk *chunk = &core->chunks[c];
     chunk->nvme_slot = record->slot;
     chunk->nvme_state = NVME_VALID;

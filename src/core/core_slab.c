@@ -112,6 +112,17 @@ bool core_slab_assign(struct kvt_core *core, struct slab_pool *pool, uint32_t s,
     return true;
 }
 
+void core_slab_reclass(struct slab_pool *pool, uint32_t s, unsigned size_class)
+{
+    struct slab *slab = &pool->slabs[s];
+    KVT_ASSERT(slab->n_used == 0 && pool->tier == NVME);
+    list_remove(pool, s);
+    pool->n_of_class[slab->size_class]--;
+    slab->size_class = (uint8_t)size_class;
+    pool->n_of_class[size_class]++;
+    list_add(pool, s);
+}
+
 static void slab_unassign(struct slab_pool *pool, uint32_t s)
 {
     struct slab *slab = &pool->slabs[s];
