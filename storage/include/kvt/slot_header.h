@@ -5,6 +5,7 @@
 #include "kvt/namespace.h"
 
 #define KVT_SLOT_MAGIC        UINT64_C(0x31544f4c5354564b) /* "KVTSLOT1" */
+#define KVT_SLOT_VERSION      1
 #define KVT_SLOT_HEADER_BYTES 4096
 
 /*
@@ -13,7 +14,7 @@
  */
 struct kvt_slot_header {
     uint64_t magic;
-    uint32_t version; /* 1 */
+    uint32_t version; /* KVT_SLOT_VERSION */
     uint32_t n_segments;
     uint64_t chunk_bytes;
     uint64_t generation; /* counts the writes of this store: no two headers of a store are equal */

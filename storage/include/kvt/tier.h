@@ -50,7 +50,9 @@ struct kvt_io {
 
 struct kvt_tier;
 
-struct kvt_tier_region { /* of a mapped tier; see kvt_wire_region */
+/* Of a mapped tier; see kvt_wire_region. Map with MAP_NORESERVE: without it, a shared mapping of
+ * huge pages claims all of them at once, backed or not. */
+struct kvt_tier_region {
     int fd;
     void *addr;
     uint64_t base;

@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "kvt/slot_header.h"
+
+#include <stddef.h>
+#include <string.h>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "headers are stored as they lie here");
+_Static_assert(offsetof(struct kvt_slot_header, digest) == 128, "layout on disk");
+_Static_assert(offsetof(struct kvt_slot_header, sums) == 1024, "layout on disk");
+
+uint64_t kvt_slot_header_digest(const struct kvt_slot_header *header)
+{
+    static const uint64_t zero;
+    XXH3_state_t state;
+    XXH3_64bits_reset(&state);
+    XXH3_64bits_update(&state, header, offsetof(struct kvt_slot_header, digest));
+    XXH3_64bits_update(&state, &zero, sizeof(zero));
+    XXH3_64bits_update(&state, header->reserved,
+                       sizeof(*header) - offsetof(struct kvt_slot_header, reserved));
+    return XXH3_64bits_digest(&state);
+}
+
+enum kvt_status kvt_slot_header_check(const struct kvt_slot_header *header,
+                                      const struct kvt_key *key, const uint8_t *ns_id,
+                                      uint64_t digest, uint64_t chunk_bytes, uint32_t n_segments)
+{
+    if (header->magic != KVT_SLOT_MAGIC)
+        return KVT_ERR_CORRUPT;
+    if (header->version != KVT_SLOT_VERSION)
+        return KVT_ERR_VERSION;
+    if (header->digest != digest || kvt_slot_header_digest(header) != digest)
+        return KVT_ERR_CORRUPT;
+    /* The digest vouches for the page; the rest says that it is the page which was asked for. */
+    if (memcmp(&header->key, key, sizeof(*key)) != 0 ||
+        memcmp(header->ns_id, ns_id, KVT_NS_ID_BYTES) != 0 || header->chunk_bytes != chunk_bytes ||
+        header->n_segments != n_segments)
+        return KVT_ERR_CORRUPT;
+    return KVT_OK;
+}
+
+enum kvt_status kvt_segments_check(const void *chunk, uint64_t chunk_bytes, const uint64_t *sums,
+                                   uint32_t n_segments)
+{
+    const char *segment = chunk;
+    if (n_segments == 0 || n_segments > KVT_SEGMENTS_MAX || chunk_bytes % n_segments != 0)
+        return KVT_ERR_CORRUPT;
+    size_t segment_bytes = chunk_bytes / n_segments;
+    for (uint32_t i = 0; i < n_segments; i++, segment += segment_bytes) {
+        if (XXH3_64bits(segment, segment_bytes) != sums[i])
+            return KVT_ERR_CORRUPT;
+    }
+    return KVT_OK;
+}
