@@ -78,15 +78,23 @@ static void slab_unback(int fd, uint64_t offset, uint64_t bytes)
     (void)fallocate_piece(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, bytes);
 }
 
+/* Bytes of surplus pages or of small ones that may be taken now. */
+static uint64_t host_room(struct host_tier *host)
+{
+    uint64_t n_huge = atomic_load_explicit(&host->n_huge, memory_order_relaxed);
+    return kvt_memory_room(n_huge * host->slab_bytes);
+}
+
 static int slab_back_small(struct host_tier *host, uint64_t offset)
 {
+    if (host_room(host) < host->slab_bytes)
+        return ENOMEM; /* seen before half of it is taken */
     for (uint64_t at = 0; at < host->slab_bytes; at += PIECE_BYTES) {
         uint64_t bytes = KVT_MIN(PIECE_BYTES, host->slab_bytes - at);
         int err = ENOMEM;
-        uint64_t taken = atomic_load_explicit(&host->n_huge, memory_order_relaxed);
         if (atomic_load_explicit(&host->stop, memory_order_relaxed))
             err = ECANCELED;
-        else if (kvt_memory_room(taken * host->slab_bytes) >= bytes)
+        else if (host_room(host) >= bytes)
             err = fallocate_piece(host->fd_small, 0, offset + at, bytes);
         if (err != 0) {
             slab_unback(host->fd_small, offset, at + bytes);
@@ -104,8 +112,7 @@ static int huge_piece(struct host_tier *host, uint64_t offset, uint64_t bytes)
     for (unsigned n_tries = 0; n_tries < 4; n_tries++) {
         uint64_t n_free = KVT_MIN(kvt_huge_pages_free(), n_pages);
         uint64_t n_new = n_pages - n_free;
-        uint64_t taken = atomic_load_explicit(&host->n_huge, memory_order_relaxed);
-        if (n_new > 0 && kvt_memory_room(taken * host->slab_bytes) < n_new * KVT_HUGE_BYTES)
+        if (n_new > 0 && host_room(host) < n_new * KVT_HUGE_BYTES)
             return ENOMEM;
         if (n_new > 0 && !kvt_huge_pages_allow(n_new))
             return EPERM;
@@ -118,6 +125,8 @@ static int huge_piece(struct host_tier *host, uint64_t offset, uint64_t bytes)
 
 static int slab_back_huge(struct host_tier *host, uint64_t offset)
 {
+    if (host_room(host) + kvt_huge_pages_free() * KVT_HUGE_BYTES < host->slab_bytes)
+        return ENOMEM;
     for (uint64_t at = 0; at < host->slab_bytes; at += PIECE_BYTES) {
         uint64_t bytes = KVT_MIN(PIECE_BYTES, host->slab_bytes - at);
         int err = ECANCELED;
