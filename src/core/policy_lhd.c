@@ -12,8 +12,8 @@
 
 #include "kvt/util.h"
 
-#define N_SAMPLES  64 /* candidates compared for one victim */
-#define N_TRIES    256 /* draws, vetoed ones included */
+#define N_SAMPLES 64  /* candidates compared for one victim */
+#define N_TRIES   256 /* draws, vetoed ones included */
 
 /* Ages are in accesses, in units of 16; buckets are a quarter of a doubling wide. */
 #define UNIT_SHIFT 4
@@ -66,10 +66,10 @@ struct lhd {
 };
 
 #define P_decay 0.98
-#define P_k 20.0
-#define P_k0 4.0
+#define P_k     20.0
+#define P_k0    4.0
 #define P_prior 0.035
-#define P_cont 3u
+#define P_cont  3u
 
 static unsigned bucket_of(uint32_t age)
 {
@@ -108,7 +108,8 @@ static void build(struct lhd *lhd)
         t[0] = h[0] = 0;
         for (unsigned b = 0; b < N_BUCKETS; b++) {
             double hz = (lhd->hits[c][b] + P_k * prior[b]) / (reached[c][b] + P_k);
-            if (hz > 0.99) hz = 0.99;
+            if (hz > 0.99)
+                hz = 0.99;
             double w = bucket_start(b + 1) - bucket_start(b);
             h[b + 1] = h[b] + s * hz;
             t[b + 1] = t[b] + s * (1 - hz / 2) * w;
@@ -189,7 +190,7 @@ static void monitor_access(struct lhd *lhd, uint32_t print, unsigned class, uint
         table_find(lhd, g->print, &at);
         table_del(lhd, at);
     }
-    *g = (struct ghost){print, now, (uint8_t)class, true};
+    *g = (struct ghost){print, now, (uint8_t) class, true};
     table_find(lhd, print, &at);
     lhd->table[at] = place + 1;
 
@@ -263,7 +264,7 @@ static void lhd_insert(struct kvt_policy *policy, uint32_t chunk, unsigned size_
         .used = now,
         .print = print,
         .size_class = (uint8_t)size_class,
-        .class = (uint8_t)class,
+        .class = (uint8_t) class,
     };
     lhd->n_chunks_peak = KVT_MAX(lhd->n_chunks_peak, chunk + 1);
     monitor_access(lhd, print, class, now);

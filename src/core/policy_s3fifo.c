@@ -186,8 +186,8 @@ static uint32_t s3_victim(struct kvt_policy *policy, unsigned size_class,
         enum queue queue = n[QUEUE_SMALL] >= (n[QUEUE_SMALL] + n[QUEUE_MAIN]) / SMALL_SHARE
                                ? QUEUE_SMALL
                                : QUEUE_MAIN;
-        uint32_t chunk = policy_order_least(&s3->order, size_class * QUEUES + queue, VETOED_MAX,
-                                            usable, arg);
+        uint32_t chunk =
+            policy_order_least(&s3->order, size_class * QUEUES + queue, VETOED_MAX, usable, arg);
         if (chunk == KVT_CHUNK_NONE) {
             queue = queue == QUEUE_SMALL ? QUEUE_MAIN : QUEUE_SMALL;
             chunk = policy_order_least(&s3->order, size_class * QUEUES + queue, VETOED_MAX, usable,

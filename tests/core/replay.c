@@ -53,8 +53,7 @@ static void insert(struct replay *r, uint32_t block, uint32_t parent, uint32_t n
     r->parent[block] = parent;
     r->held[block] = true;
     r->n_held++;
-    ops->insert(r->policy, block, 0, key_hash(r->trace->hash_ids[block]), n_prefix_hits,
-                ++r->tick);
+    ops->insert(r->policy, block, 0, key_hash(r->trace->hash_ids[block]), n_prefix_hits, ++r->tick);
     if (r->n_children[block] == 0)
         ops->candidate(r->policy, block, true);
     if (parent != KVT_CHUNK_NONE && r->n_children[parent]++ == 0)
