@@ -153,7 +153,7 @@ static void format_text(struct line *line, const char *time, enum kvt_log_level 
     line_str(line, time);
     line_char(line, ' ');
     line_str(line, level_names[level]);
-    line_str(line, "      " + strlen(level_names[level]));
+    line_str(line, &"      "[strlen(level_names[level])]);
     /* Text may hold what a client called itself: no control byte reaches the terminal. */
     for (; *text != '\0'; text++)
         line_char(line, (unsigned char)*text < 0x20 || *text == 0x7f ? '?' : *text);

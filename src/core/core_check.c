@@ -127,8 +127,8 @@ bool kvt_core_check(const struct kvt_core *core, char *msg, size_t msg_bytes)
 {
     struct checker k = {.core = core, .msg = msg, .msg_bytes = msg_bytes, .ok = true};
     uint32_t *pins = calloc((size_t)core->n_chunks_used + 1, sizeof(*pins));
-    if (!expect(&k, pins != NULL, "out of memory"))
-        return false;
+    if (pins == NULL)
+        return expect(&k, false, "out of memory");
     count_pins(core, pins);
     uint64_t n = 0, n_pins = 0;
     for (uint64_t at = 0; at <= core->table_mask; at++) {
