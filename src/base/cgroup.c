@@ -113,12 +113,10 @@ static void groups_visit(const char *root, const char *controller, group_fn visi
     char dir[3 * PATH_MAX];
     if (!mount_find(root, controller, &mount) || !group_find(root, controller, group))
         return;
-    const char *below = group;
+    const char *below = ""; /* a namespace hides where it is: the mount itself is the group */
     size_t n_root = strcmp(mount.root, "/") == 0 ? 0 : strlen(mount.root);
     if (strncmp(group, mount.root, n_root) == 0 && (group[n_root] == '/' || group[n_root] == '\0'))
         below = group + n_root;
-    else
-        below = ""; /* a namespace hides where it is: the mount itself is the group */
     size_t n_point = (size_t)snprintf(dir, sizeof(dir), "%s%s", root, mount.point);
     size_t len = n_point + (size_t)snprintf(dir + n_point, sizeof(dir) - n_point, "%s", below);
     for (;;) {

@@ -52,8 +52,8 @@ struct messages {
 static void collect(void *arg, const char *msg)
 {
     struct messages *messages = arg;
-    strncat(messages->text, msg, sizeof(messages->text) - strlen(messages->text) - 2);
-    strcat(messages->text, "\n");
+    size_t n = strlen(messages->text);
+    snprintf(messages->text + n, sizeof(messages->text) - n, "%s\n", msg);
 }
 
 static unsigned read_yaml(struct sample *sample, const char *text, struct messages *messages)
