@@ -71,7 +71,9 @@ static kvtier_layout layout_make(unsigned char *memory, uint64_t chunk_bytes,
     uint32_t n = 0;
     uint64_t at = rng(100), left = chunk_bytes;
     while (left > 0) {
-        uint64_t piece = n == 1000 ? left : KVT_MIN(left, 1 + rng(rng(4) == 0 ? 8000 : 700000));
+        uint64_t piece = 1 + rng(rng(4) == 0 ? 8000 : 700000);
+        if (piece > left || n == 1000)
+            piece = left;
         extents[n++] = (kvtier_extent){memory + at, piece};
         at += piece + (n < 1000 && at < chunk_bytes / 2 ? rng(64) : 0);
         left -= piece;
@@ -173,7 +175,6 @@ START_TEST(bad_layouts_are_refused)
         {.base = m, .n_outer = 0, .n_inner = 1, .bytes = 64},
         {.base = m, .n_outer = 1, .n_inner = 2, .bytes = 64},
         {.base = m, .n_outer = UINT32_MAX, .n_inner = UINT32_MAX, .bytes = UINT64_MAX},
-        {.base = m, .n_outer = 2, .n_inner = 1, .bytes = 32, .outer_stride = INT64_MAX},
         {.base = m, .n_outer = 2, .n_inner = 1, .bytes = 32, .outer_stride = INT64_MIN},
         {.base = m, .n_outer = 2, .n_inner = 1, .bytes = 32, .outer_stride = -(intptr_t)m - 1},
         {.base = m, .n_outer = 4, .n_inner = 1, .bytes = 16, .outer_stride = INT64_MAX / 2},
