@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "db.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "kvt/util.h"
+
+/*
+ * The table is written all the time, a record at a time, and read once, from end to end, at start.
+ * So: no compression, no filter, no cache, large blocks; and little memory, for it is the engines'.
+ */
+rocksdb_options_t *meta_db_options(void)
+{
+    rocksdb_options_t *options = rocksdb_options_create();
+    rocksdb_block_based_table_options_t *table = rocksdb_block_based_options_create();
+    rocksdb_block_based_options_set_no_block_cache(table, 1);
+    rocksdb_block_based_options_set_block_size(table, 64 * KVT_KIB);
+    rocksdb_block_based_options_set_block_restart_interval(table, 64);
+    rocksdb_block_based_options_set_format_version(table, 5);
+    rocksdb_options_set_block_based_table_factory(options, table);
+    rocksdb_block_based_options_destroy(table);
+
+    rocksdb_options_set_create_if_missing(options, 1);
+    rocksdb_options_set_paranoid_checks(options, 1);
+    rocksdb_options_set_compression(options, rocksdb_no_compression);
+    rocksdb_options_set_write_buffer_size(options, 16 * KVT_MIB);
+    rocksdb_options_set_max_write_buffer_number(options, 3);
+    rocksdb_options_set_max_total_wal_size(options, 64 * KVT_MIB);
+    rocksdb_options_set_max_background_jobs(options, 2);
+    rocksdb_options_set_max_manifest_file_size(options, 4 * KVT_MIB);
+    rocksdb_options_set_skip_stats_update_on_db_open(options, 1);
+    /* What a crash of the machine cut off from the end of the log is not held; all before it is. */
+    rocksdb_options_set_wal_recovery_mode(options, rocksdb_point_in_time_recovery);
+    rocksdb_options_set_stats_dump_period_sec(options, 0);
+    rocksdb_options_set_stats_persist_period_sec(options, 0);
+    rocksdb_options_set_info_log_level(options, 2); /* warnings */
+    rocksdb_options_set_keep_log_file_num(options, 2);
+    rocksdb_options_set_max_log_file_size(options, KVT_MIB);
+    return options;
+}
+
+rocksdb_readoptions_t *meta_db_scan_options(void)
+{
+    rocksdb_readoptions_t *options = rocksdb_readoptions_create();
+    rocksdb_readoptions_set_verify_checksums(options, 1);
+    rocksdb_readoptions_set_fill_cache(options, 0);
+    rocksdb_readoptions_set_readahead_size(options, 4 * KVT_MIB);
+    return options;
+}
+
+enum kvt_status meta_db_open(const char *dir, const rocksdb_options_t *options, rocksdb_t **db_p,
+                             struct kvt_error *err)
+{
+    char *message = NULL;
+    if (mkdir(dir, 0700) != 0 && errno != EEXIST)
+        return kvt_error_set(err, KVT_ERR_IO,
+                             "metadata: cannot make %s: %s; check the path and its permissions",
+                             dir, strerror(errno));
+    rocksdb_t *db = rocksdb_open(options, dir, &message);
+    if (db == NULL)
+        return meta_db_error(err, dir, message);
+    *db_p = db;
+    return KVT_OK;
+}
+
+enum kvt_status meta_db_error(struct kvt_error *err, const char *dir, char *message)
+{
+    enum kvt_status status = KVT_ERR_IO;
+    const char *next = "check the disk";
+    if (strstr(message, "While lock file") != NULL || strstr(message, "lock hold by") != NULL) {
+        status = KVT_ERR_BUSY;
+        next = "stop the other agent that uses it";
+    } else if (strstr(message, "No space left") != NULL) {
+        status = KVT_ERR_NOSPACE;
+        next = "free space";
+    } else if (strstr(message, "Corruption") != NULL || strstr(message, "No such file") != NULL ||
+               strstr(message, "Invalid argument") != NULL ||
+               strstr(message, "Not implemented") != NULL) {
+        /* Files that are missing, too short or unknown: the directory is not whole. */
+        status = KVT_ERR_CORRUPT;
+        next = "move the directory away to start empty";
+    }
+    kvt_error_set(err, status, "metadata: %s: %.120s; %s", dir, message, next);
+    rocksdb_free(message);
+    return status;
+}

@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* How we want our RocksDB, and what its error strings mean to us. */
+#ifndef KVT_META_DB_H
+#define KVT_META_DB_H
+
+#include <rocksdb/c.h>
+
+#include "kvt/status.h"
+
+rocksdb_options_t *meta_db_options(void);
+
+/** For one sequential pass over everything, checksums on. */
+rocksdb_readoptions_t *meta_db_scan_options(void);
+
+enum kvt_status meta_db_open(const char *dir, const rocksdb_options_t *options, rocksdb_t **db_p,
+                             struct kvt_error *err) KVT_MUST_CHECK;
+
+/** Turns a message of RocksDB, which it frees, into ours. */
+enum kvt_status meta_db_error(struct kvt_error *err, const char *dir, char *message);
+
+#endif

@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The block tier is one object with one of two engines under it. Transfers live in a fixed table;
+ * one is on its way from submit() until poll() hands its io out. An engine moves the bytes, then
+ * calls nvme_moved(); from there on the two do the same.
+ */
+#ifndef KVT_NVME_INTERNAL_H
+#define KVT_NVME_INTERNAL_H
+
+#include <sys/uio.h>
+
+#include "store_file.h"
+
+#include "kvt/ring.h"
+#include "kvt/util.h"
+#include "kvt/workers.h"
+
+struct nvme_tier;
+
+struct nvme_xfer {
+    struct kvt_job job;
+    struct nvme_tier *tier;
+    struct kvt_io *io;
+    struct nvme_xfer *next; /* in the free list, the waiting list or the done list */
+    unsigned disk;
+    uint64_t file_offset; /* of the slot's header */
+    void *chunk;
+    uint64_t buffer_offset;
+    enum kvt_status status;
+    /* io_uring alone: parts are the header page and pieces of the chunk. */
+    unsigned n_parts;
+    unsigned next_part;
+    unsigned n_inflight;
+    unsigned n_retries;
+};
+
+struct nvme_list { /* first in, first out */
+    struct nvme_xfer *head;
+    struct nvme_xfer **tail;
+};
+
+static inline void nvme_list_init(struct nvme_list *list)
+{
+    list->head = NULL;
+    list->tail = &list->head;
+}
+
+static inline void nvme_list_push(struct nvme_list *list, struct nvme_xfer *xfer)
+{
+    xfer->next = NULL;
+    *list->tail = xfer;
+    list->tail = &xfer->next;
+}
+
+static inline struct nvme_xfer *nvme_list_pop(struct nvme_list *list)
+{
+    struct nvme_xfer *xfer = list->head;
+    if (xfer != NULL && (list->head = xfer->next) == NULL)
+        list->tail = &list->head;
+    return xfer;
+}
+
+struct nvme_engine {
+    void (*close)(struct nvme_tier *tier); /* waits for what is in flight */
+    void (*start)(struct nvme_tier *tier, struct nvme_xfer *xfer);
+    void (*flush)(struct nvme_tier *tier); /* after a batch of start() */
+    void (*reap)(struct nvme_tier *tier);  /* look for ends, on the reactor's thread */
+    bool (*register_slab)(struct nvme_tier *tier, uint32_t slab, void *addr, uint64_t bytes);
+};
+
+struct nvme_uring;
+
+struct nvme_tier {
+    struct kvt_tier base;
+    const struct nvme_engine *engine;
+    struct store_files files;
+    uint64_t slab_bytes;
+    unsigned n_arena_regions;
+    struct kvt_tier_region arena_regions[2];
+    uint32_t n_arena_slabs;
+    void *header_pool;
+    uint64_t header_pool_bytes;
+    int event_fd;
+    unsigned n_xfers;
+    struct nvme_xfer *xfers;
+    struct nvme_xfer *free;
+    struct nvme_list done;    /* to be handed out; reactor's thread alone */
+    struct kvt_ring *checked; /* the same, from the workers */
+    struct kvt_workers *workers;
+    struct nvme_uring *uring;
+    char note[160];
+};
+
+extern const struct nvme_engine nvme_engine_threads;
+extern const struct nvme_engine nvme_engine_uring;
+
+/** Ready nvme_engine_uring. An errno value, and nothing is left, when the kernel refuses. */
+int nvme_uring_open(struct nvme_tier *tier, unsigned queue_depth);
+
+/** Reactor's thread: the bytes are where they should be, or xfer->status says why not. */
+void nvme_moved(struct nvme_xfer *xfer);
+
+/** Any thread: what a read brought is what was asked for. */
+enum kvt_status nvme_verify(const struct kvt_io *io);
+
+#endif

@@ -1,0 +1,338 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "store_file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <linux/fs.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/ioctl.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include "kvt/util.h"
+
+#define STORE_MAGIC   UINT64_C(0x3145524f5453564b) /* "KVSTORE1" */
+#define STORE_VERSION 1
+
+struct superblock { /* at offset 0, little-endian, one page */
+    uint64_t magic;
+    uint32_t version;
+    uint32_t disk; /* its place among the disks of the store */
+    uint8_t store_id[16];
+    uint64_t slab_bytes;
+    uint32_t first_slab;
+    uint32_t n_slabs;
+    uint8_t reserved[4040];
+    uint64_t checksum; /* XXH3-64, seed 0, of all before it */
+};
+_Static_assert(sizeof(struct superblock) == KVT_PAGE_BYTES, "one page");
+
+/* What was found on a disk while opening. */
+struct disk {
+    const char *path;
+    int fd;
+    bool is_device;
+    bool is_made; /* by this call: taken away again if opening fails */
+    bool is_new;  /* no superblock yet */
+    uint64_t bytes;
+    struct superblock *block; /* a page that O_DIRECT can use */
+};
+
+static uint64_t superblock_checksum(const struct superblock *block)
+{
+    return XXH3_64bits(block, offsetof(struct superblock, checksum));
+}
+
+static enum kvt_status disk_open(struct disk *disk, struct kvt_error *err)
+{
+    struct stat st;
+    int flags = O_RDWR | O_DIRECT | O_CLOEXEC;
+    disk->is_device = stat(disk->path, &st) == 0 && S_ISBLK(st.st_mode);
+    /* O_EXCL on a device: refused while it is mounted. On a file, with O_CREAT: it is ours. */
+    disk->fd = open(disk->path, flags | (disk->is_device ? O_EXCL : 0));
+    if (disk->fd < 0 && errno == ENOENT) {
+        disk->fd = open(disk->path, flags | O_CREAT | O_EXCL, 0600);
+        disk->is_made = disk->fd >= 0;
+    }
+    if (disk->fd < 0 && errno == EINVAL)
+        return kvt_error_set(err, KVT_ERR_NOTSUP,
+                             "nvme: the file system of %s refuses O_DIRECT; choose another for "
+                             "tier.nvme",
+                             disk->path);
+    if (disk->fd < 0)
+        return kvt_error_set(err, errno == EBUSY ? KVT_ERR_BUSY : KVT_ERR_IO,
+                             "nvme: cannot open %s: %s; check path and permissions in tier.nvme",
+                             disk->path, strerror(errno));
+    if (flock(disk->fd, LOCK_EX | LOCK_NB) != 0) {
+        if (errno == EWOULDBLOCK)
+            return kvt_error_set(err, KVT_ERR_BUSY,
+                                 "nvme: %s is in use by another agent; stop it or choose another "
+                                 "path",
+                                 disk->path);
+        return kvt_error_set(err, KVT_ERR_IO, "nvme: cannot lock %s: %s; choose a local disk",
+                             disk->path, strerror(errno));
+    }
+    if (fstat(disk->fd, &st) != 0 || !(S_ISREG(st.st_mode) || S_ISBLK(st.st_mode)))
+        return kvt_error_set(err, KVT_ERR_INVAL,
+                             "nvme: %s is neither a file nor a block device; check tier.nvme",
+                             disk->path);
+    disk->bytes = (uint64_t)st.st_size;
+    if (disk->is_device && ioctl(disk->fd, BLKGETSIZE64, &disk->bytes) != 0)
+        return kvt_error_set(err, KVT_ERR_IO, "nvme: cannot ask the size of %s: %s; check the disk",
+                             disk->path, strerror(errno));
+    return KVT_OK;
+}
+
+/* The first MiB, where others would have put their label; the superblock is its first page. */
+static enum kvt_status disk_read_head(struct disk *disk, bool *is_blank_p, struct kvt_error *err)
+{
+    enum kvt_status status = KVT_OK;
+    unsigned char *head = aligned_alloc(KVT_PAGE_BYTES, STORE_DATA_OFFSET);
+    if (head == NULL)
+        return kvt_error_set(err, KVT_ERR_NOMEM, "nvme: out of memory at start; free some");
+    memset(head, 0, STORE_DATA_OFFSET);
+    ssize_t n = pread(disk->fd, head, STORE_DATA_OFFSET, 0);
+    if (n < 0) {
+        status = kvt_error_set(err, KVT_ERR_IO, "nvme: cannot read %s: %s; check the disk",
+                               disk->path, strerror(errno));
+    } else {
+        *is_blank_p = head[0] == 0 && memcmp(head, head + 1, STORE_DATA_OFFSET - 1) == 0;
+        memcpy(disk->block, head, sizeof(*disk->block));
+    }
+    free(head);
+    return status;
+}
+
+static enum kvt_status disk_recognise(struct disk *disk, unsigned number, uint64_t slab_bytes,
+                                      struct kvt_error *err)
+{
+    bool is_blank = true;
+    enum kvt_status status = disk_read_head(disk, &is_blank, err);
+    if (status != KVT_OK)
+        return status;
+    const struct superblock *block = disk->block;
+    disk->is_new = is_blank; /* made just now, or by an agent that ended before it was ready */
+    if (is_blank)
+        return KVT_OK;
+    if (block->magic != STORE_MAGIC)
+        return kvt_error_set(err, KVT_ERR_CORRUPT,
+                             "nvme: %s holds something that is not a KVTier store; choose another "
+                             "path, or erase its first MiB if it may be overwritten",
+                             disk->path);
+    if (block->version != STORE_VERSION)
+        return kvt_error_set(err, KVT_ERR_VERSION,
+                             "nvme: %s was written by store format %" PRIu32 ", this is %d; remove "
+                             "the file to start empty",
+                             disk->path, block->version, STORE_VERSION);
+    if (block->checksum != superblock_checksum(block))
+        return kvt_error_set(err, KVT_ERR_CORRUPT,
+                             "nvme: the superblock of %s is damaged; remove the file to start "
+                             "empty",
+                             disk->path);
+    if (block->slab_bytes != slab_bytes)
+        return kvt_error_set(err, KVT_ERR_VERSION,
+                             "nvme: %s has slabs of %" PRIu64 " bytes, configured are %" PRIu64
+                             "; set tier.nvme.slab_bytes back or remove the file to start empty",
+                             disk->path, block->slab_bytes, slab_bytes);
+    if (block->disk != number)
+        return kvt_error_set(err, KVT_ERR_CORRUPT,
+                             "nvme: %s is disk %" PRIu32 " of its store, configured as disk %u; "
+                             "put the paths of tier.nvme back in order",
+                             disk->path, block->disk, number);
+    return KVT_OK;
+}
+
+/* One store, or disks of several thrown together? *id_p: that of the store, NULL when all is new.
+ */
+static enum kvt_status disks_agree(const struct disk *disks, unsigned n_disks, const uint8_t **id_p,
+                                   struct kvt_error *err)
+{
+    const struct disk *first = NULL;
+    for (unsigned i = 0; i < n_disks; i++) {
+        if (disks[i].is_new)
+            continue;
+        if (first == NULL)
+            first = &disks[i];
+        else if (memcmp(first->block->store_id, disks[i].block->store_id, 16) != 0)
+            return kvt_error_set(err, KVT_ERR_CORRUPT,
+                                 "nvme: %s and %s belong to different stores; remove the one that "
+                                 "is not wanted",
+                                 first->path, disks[i].path);
+    }
+    *id_p = first == NULL ? NULL : first->block->store_id;
+    return KVT_OK;
+}
+
+static enum kvt_status disk_allocate(struct disk *disk, uint64_t bytes, struct kvt_error *err)
+{
+    if (disk->is_device) {
+        if (disk->bytes >= bytes)
+            return KVT_OK;
+        return kvt_error_set(err, KVT_ERR_NOSPACE,
+                             "nvme: %s has %" PRIu64 " bytes, %" PRIu64
+                             " are configured; lower capacity_bytes in tier.nvme",
+                             disk->path, disk->bytes, bytes);
+    }
+    int rc;
+    do {
+        rc = fallocate(disk->fd, 0, 0, (off_t)bytes);
+    } while (rc != 0 && errno == EINTR);
+    if (rc != 0) {
+        int cause = errno;
+        (void)!ftruncate(disk->fd, (off_t)disk->bytes); /* give back what was taken */
+        return kvt_error_set(err,
+                             cause == ENOSPC || cause == EDQUOT || cause == EFBIG
+                                 ? KVT_ERR_NOSPACE
+                                 : kvt_status_from_errno(cause),
+                             "nvme: cannot preallocate %" PRIu64
+                             " bytes for %s: %s; free space or lower capacity_bytes in tier.nvme",
+                             bytes, disk->path, strerror(cause));
+    }
+    /* The capacity is a hard cap: a store that was larger shrinks. */
+    if (disk->bytes > bytes && ftruncate(disk->fd, (off_t)bytes) != 0)
+        return kvt_error_set(err, KVT_ERR_IO, "nvme: cannot shrink %s: %s; check the disk",
+                             disk->path, strerror(errno));
+    return KVT_OK;
+}
+
+static enum kvt_status disk_write_superblock(struct disk *disk, struct kvt_error *err)
+{
+    disk->block->checksum = superblock_checksum(disk->block);
+    ssize_t n = pwrite(disk->fd, disk->block, sizeof(*disk->block), 0);
+    if (n == (ssize_t)sizeof(*disk->block) && fdatasync(disk->fd) == 0)
+        return KVT_OK;
+    return kvt_error_set(err, KVT_ERR_IO,
+                         "nvme: cannot write the superblock of %s: %s; check the "
+                         "disk",
+                         disk->path, n >= 0 ? "short write" : strerror(errno));
+}
+
+/*
+ * All disks are known to be fine: make them what the configuration says. Slabs that moved to other
+ * numbers (another capacity of a disk before) make it a new store, whatever the slots hold.
+ */
+static enum kvt_status disks_settle(struct disk *disks, const struct kvt_nvme_config *config,
+                                    const uint8_t *old_id, struct store_files *files,
+                                    uint8_t store_id[16], struct kvt_error *err)
+{
+    uint8_t id[16];
+    bool is_moved = old_id == NULL;
+    for (unsigned i = 0; i < files->n_disks; i++) {
+        if (!disks[i].is_new)
+            is_moved |= disks[i].block->first_slab != files->first_slab[i];
+        enum kvt_status status = disk_allocate(
+            &disks[i], STORE_DATA_OFFSET + files->n_slabs[i] * config->slab_bytes, err);
+        if (status != KVT_OK)
+            return status;
+    }
+    if (!is_moved)
+        memcpy(id, old_id, sizeof(id));
+    else if (getrandom(id, sizeof(id), 0) != (ssize_t)sizeof(id))
+        return kvt_error_set(err, KVT_ERR_IO,
+                             "nvme: no random bytes for a store id: %s; check the "
+                             "kernel",
+                             strerror(errno));
+    for (unsigned i = 0; i < files->n_disks; i++) {
+        struct superblock *block = disks[i].block;
+        if (!disks[i].is_new && !is_moved && block->n_slabs == files->n_slabs[i])
+            continue;
+        memset(block, 0, sizeof(*block));
+        block->magic = STORE_MAGIC;
+        block->version = STORE_VERSION;
+        block->disk = i;
+        memcpy(block->store_id, id, sizeof(id));
+        block->slab_bytes = config->slab_bytes;
+        block->first_slab = files->first_slab[i];
+        block->n_slabs = files->n_slabs[i];
+        enum kvt_status status = disk_write_superblock(&disks[i], err);
+        if (status != KVT_OK)
+            return status;
+        disks[i].is_made = false; /* it is a store now, whole in itself */
+    }
+    memcpy(store_id, id, sizeof(id));
+    return KVT_OK;
+}
+
+static enum kvt_status layout_of(const struct kvt_nvme_config *config, struct store_files *files,
+                                 struct kvt_error *err)
+{
+    if (config->n_disks == 0 || config->n_disks > KVT_DISKS_MAX)
+        return kvt_error_set(err, KVT_ERR_INVAL,
+                             "nvme: %u disks, 1 to %d are possible; check "
+                             "tier.nvme",
+                             config->n_disks, KVT_DISKS_MAX);
+    if (config->slab_bytes == 0 || config->slab_bytes % KVT_PAGE_BYTES != 0)
+        return kvt_error_set(err, KVT_ERR_INVAL,
+                             "nvme: slab size %" PRIu64 " is not a multiple of "
+                             "4096; check tier.nvme.slab_bytes",
+                             config->slab_bytes);
+    files->n_disks = config->n_disks;
+    for (unsigned i = 0; i < config->n_disks; i++) {
+        const struct kvt_disk_config *disk = &config->disks[i];
+        uint64_t usable = disk->capacity_bytes - KVT_MIN(disk->capacity_bytes, STORE_DATA_OFFSET);
+        uint64_t n_slabs = usable / config->slab_bytes;
+        if (n_slabs == 0 || files->n_slabs_all + n_slabs > UINT32_MAX / 2 ||
+            disk->capacity_bytes > INT64_MAX)
+            return kvt_error_set(err, KVT_ERR_INVAL,
+                                 "nvme: %" PRIu64 " bytes for %s do not make a number of slabs of "
+                                 "%" PRIu64 "; check capacity_bytes in tier.nvme",
+                                 disk->capacity_bytes, disk->path, config->slab_bytes);
+        files->first_slab[i] = files->n_slabs_all;
+        files->n_slabs[i] = (uint32_t)n_slabs;
+        files->n_slabs_all += (uint32_t)n_slabs;
+    }
+    return KVT_OK;
+}
+
+enum kvt_status store_files_open(const struct kvt_nvme_config *config, uint8_t store_id[16],
+                                 struct store_files *files, struct kvt_error *err)
+{
+    struct disk disks[KVT_DISKS_MAX];
+    const uint8_t *old_id = NULL;
+    memset(files, 0, sizeof(*files));
+    enum kvt_status status = layout_of(config, files, err);
+    if (status != KVT_OK)
+        return status;
+    struct superblock *blocks =
+        aligned_alloc(KVT_PAGE_BYTES, KVT_DISKS_MAX * sizeof(struct superblock));
+    if (blocks == NULL)
+        return kvt_error_set(err, KVT_ERR_NOMEM, "nvme: out of memory at start; free some");
+    for (unsigned i = 0; i < config->n_disks; i++)
+        disks[i] = (struct disk){.path = config->disks[i].path, .fd = -1, .block = &blocks[i]};
+    /* Look at all before changing any: a store that is refused stays as it is. */
+    for (unsigned i = 0; status == KVT_OK && i < config->n_disks; i++) {
+        status = disk_open(&disks[i], err);
+        if (status == KVT_OK)
+            status = disk_recognise(&disks[i], i, config->slab_bytes, err);
+    }
+    if (status == KVT_OK)
+        status = disks_agree(disks, config->n_disks, &old_id, err);
+    if (status == KVT_OK)
+        status = disks_settle(disks, config, old_id, files, store_id, err);
+    for (unsigned i = 0; i < config->n_disks; i++) {
+        files->fds[i] = disks[i].fd;
+        if (status != KVT_OK && disks[i].is_made)
+            unlink(disks[i].path);
+    }
+    if (status != KVT_OK)
+        store_files_close(files);
+    free(blocks);
+    return status;
+}
+
+void store_files_close(struct store_files *files)
+{
+    for (unsigned i = 0; i < files->n_disks; i++) {
+        if (files->fds[i] >= 0)
+            close(files->fds[i]); /* and with it goes the lock */
+        files->fds[i] = -1;
+    }
+}

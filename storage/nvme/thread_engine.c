@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Where io_uring is refused: each transfer is a job of a worker, from the first byte to the check.
+ */
+#include <errno.h>
+#include <sys/eventfd.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "nvme_internal.h"
+
+#define RETRIES_MAX 16 /* of a transfer that is interrupted or refused for now */
+
+static enum kvt_status xfer_move(struct nvme_xfer *xfer)
+{
+    const struct kvt_io *io = xfer->io;
+    int fd = xfer->tier->files.fds[xfer->disk];
+    uint64_t total = io->slot_bytes + KVT_SLOT_HEADER_BYTES;
+    uint64_t at = 0;
+    for (unsigned n_retries = 0; at < total;) {
+        struct iovec iov[2] = {{io->header, KVT_SLOT_HEADER_BYTES}, {xfer->chunk, io->slot_bytes}};
+        struct iovec *first = &iov[at < KVT_SLOT_HEADER_BYTES ? 0 : 1];
+        uint64_t skip = at < KVT_SLOT_HEADER_BYTES ? at : at - KVT_SLOT_HEADER_BYTES;
+        first->iov_base = (char *)first->iov_base + skip;
+        first->iov_len -= skip;
+        int n_iov = (int)(&iov[2] - first);
+        off_t offset = (off_t)(xfer->file_offset + at);
+        ssize_t n = io->type == KVT_IO_READ ? preadv(fd, first, n_iov, offset)
+                                            : pwritev(fd, first, n_iov, offset);
+        if (n < 0) {
+            if ((errno == EINTR || errno == EAGAIN) && n_retries++ < RETRIES_MAX)
+                continue;
+            return errno == ENOSPC ? KVT_ERR_NOSPACE : KVT_ERR_IO;
+        }
+        /* O_DIRECT goes on at whole pages only; no progress is the end of the file. */
+        if ((n & ~(ssize_t)(KVT_PAGE_BYTES - 1)) == 0)
+            return KVT_ERR_IO;
+        at += (uint64_t)n & ~(KVT_PAGE_BYTES - 1);
+    }
+    return KVT_OK;
+}
+
+static void transfer_run(struct kvt_job *job)
+{
+    struct nvme_xfer *xfer = kvt_container_of(job, struct nvme_xfer, job);
+    struct nvme_tier *tier = xfer->tier;
+    xfer->status = xfer_move(xfer);
+    if (xfer->status == KVT_OK && xfer->io->type == KVT_IO_READ)
+        xfer->status = nvme_verify(xfer->io);
+    bool pushed = kvt_ring_push(tier->checked, xfer);
+    KVT_ASSERT(pushed); /* it has room for all */
+    (void)eventfd_write(tier->event_fd, 1);
+}
+
+static void threads_start(struct nvme_tier *tier, struct nvme_xfer *xfer)
+{
+    xfer->job.run = transfer_run;
+    bool queued = kvt_workers_submit(tier->workers, &xfer->job);
+    KVT_ASSERT(queued);
+}
+
+static void threads_nothing(struct nvme_tier *tier)
+{
+    (void)tier; /* workers start at once, end by themselves, and are waited for when destroyed */
+}
+
+static bool threads_register(struct nvme_tier *tier, uint32_t slab, void *addr, uint64_t bytes)
+{
+    (void)tier, (void)slab, (void)addr, (void)bytes;
+    return false;
+}
+
+const struct nvme_engine nvme_engine_threads = {
+    .close = threads_nothing,
+    .start = threads_start,
+    .flush = threads_nothing,
+    .reap = threads_nothing,
+    .register_slab = threads_register,
+};

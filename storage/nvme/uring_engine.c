@@ -1,0 +1,247 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Transfers by io_uring. A slot is its header page and its chunk, adjacent on disk and apart in
+ * memory: two or more requests, put into the ring next to each other so that the block layer merges
+ * them. A chunk is cut into pieces, which the disk works on at the same time.
+ */
+#include <errno.h>
+#include <liburing.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "nvme_internal.h"
+
+#define PIECE_BYTES (UINT64_C(2) << 20)
+#define RETRIES_MAX 16 /* of one transfer, when the kernel says not now */
+
+struct nvme_uring {
+    struct io_uring ring;
+    unsigned n_entries;
+    unsigned n_inflight; /* requests in the ring or with the kernel; at most n_entries */
+    bool has_fixed_files;
+    bool has_buffers;
+    bool has_fixed_headers;
+    struct nvme_list waiting; /* transfers with parts not yet in the ring */
+    /* Set by the registering thread (release) once the kernel took it; read (acquire) at a start.
+     */
+    _Atomic bool *is_registered;
+};
+
+/* What a completion tells: which transfer, which part, how many pages of it were there before. */
+static uint64_t tag_make(uint64_t xfer, uint64_t part, uint64_t n_pages_done)
+{
+    return xfer << 48 | part << 32 | n_pages_done;
+}
+
+static void part_queue(struct nvme_tier *tier, struct nvme_xfer *xfer, unsigned part,
+                       uint64_t n_pages_done)
+{
+    struct nvme_uring *uring = tier->uring;
+    const struct kvt_io *io = xfer->io;
+    uint64_t skip = n_pages_done * KVT_PAGE_BYTES;
+    uint64_t at = part == 0 ? 0 : (part - 1) * PIECE_BYTES;
+    uint64_t bytes = part == 0 ? KVT_SLOT_HEADER_BYTES : KVT_MIN(PIECE_BYTES, io->slot_bytes - at);
+    char *addr = part == 0 ? (char *)io->header : (char *)xfer->chunk + at;
+    uint64_t offset = xfer->file_offset + (part == 0 ? 0 : KVT_SLOT_HEADER_BYTES + at) + skip;
+    int fd = uring->has_fixed_files ? (int)xfer->disk : tier->files.fds[xfer->disk];
+    bool is_fixed = part == 0 ? uring->has_fixed_headers
+                              : io->arena_slab < tier->n_arena_slabs &&
+                                    atomic_load_explicit(&uring->is_registered[io->arena_slab],
+                                                         memory_order_acquire);
+    int buffer = (int)(part == 0 ? tier->n_arena_slabs : io->arena_slab);
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&uring->ring);
+    KVT_ASSERT(sqe != NULL); /* never more in flight than the ring has entries */
+    addr += skip;
+    unsigned len = (unsigned)(bytes - skip);
+    if (io->type == KVT_IO_READ) {
+        if (is_fixed)
+            io_uring_prep_read_fixed(sqe, fd, addr, len, offset, buffer);
+        else
+            io_uring_prep_read(sqe, fd, addr, len, offset);
+    } else {
+        if (is_fixed)
+            io_uring_prep_write_fixed(sqe, fd, addr, len, offset, buffer);
+        else
+            io_uring_prep_write(sqe, fd, addr, len, offset);
+    }
+    if (uring->has_fixed_files)
+        io_uring_sqe_set_flags(sqe, IOSQE_FIXED_FILE);
+    io_uring_sqe_set_data64(sqe, tag_make((uint64_t)(xfer - tier->xfers), part, n_pages_done));
+    uring->n_inflight++;
+    xfer->n_inflight++;
+}
+
+/* Put parts of waiting transfers into the ring while it has room, and tell the kernel once. */
+static void uring_pump(struct nvme_tier *tier)
+{
+    struct nvme_uring *uring = tier->uring;
+    while (uring->waiting.head != NULL && uring->n_inflight < uring->n_entries) {
+        struct nvme_xfer *xfer = uring->waiting.head;
+        if (xfer->next_part < xfer->n_parts) {
+            part_queue(tier, xfer, xfer->next_part++, 0);
+        }
+        if (xfer->next_part >= xfer->n_parts)
+            (void)nvme_list_pop(&uring->waiting);
+    }
+    if (io_uring_sq_ready(&uring->ring) == 0)
+        return;
+    /* Refused for now (memory, a signal): what stays in the ring goes with the next call, which
+     * comes at the next completion; without one on its way we ask for it ourselves. */
+    int rc = io_uring_submit(&uring->ring);
+    if (rc < 0 && io_uring_sq_ready(&uring->ring) == uring->n_inflight)
+        (void)eventfd_write(tier->event_fd, 1);
+}
+
+static void uring_start(struct nvme_tier *tier, struct nvme_xfer *xfer)
+{
+    xfer->n_parts = 1 + (unsigned)((xfer->io->slot_bytes + PIECE_BYTES - 1) / PIECE_BYTES);
+    xfer->next_part = 0;
+    xfer->n_inflight = 0;
+    xfer->n_retries = 0;
+    nvme_list_push(&tier->uring->waiting, xfer);
+}
+
+/* One request ended with res; whether the rest of its part has to be asked for. */
+static bool part_goes_on(struct nvme_tier *tier, struct nvme_xfer *xfer, unsigned part,
+                         uint64_t n_pages_done, int res, uint64_t *n_pages_p)
+{
+    uint64_t n_all = 1;
+    if (part > 0)
+        n_all =
+            KVT_MIN(PIECE_BYTES, xfer->io->slot_bytes - (part - 1) * PIECE_BYTES) / KVT_PAGE_BYTES;
+    *n_pages_p = n_pages_done;
+    if (xfer->status != KVT_OK)
+        return false; /* another part failed: what this one brought does not matter */
+    if (res == -EAGAIN || res == -EINTR) {
+        if (xfer->n_retries++ < RETRIES_MAX)
+            return true;
+        xfer->status = KVT_ERR_IO;
+        return false;
+    }
+    if (res < 0) {
+        xfer->status = res == -ENOSPC ? KVT_ERR_NOSPACE : KVT_ERR_IO;
+        return false;
+    }
+    *n_pages_p = n_pages_done + (unsigned)res / KVT_PAGE_BYTES;
+    if (*n_pages_p >= n_all)
+        return false;
+    if (*n_pages_p > n_pages_done)
+        return true;
+    xfer->status = KVT_ERR_IO; /* no whole page more: the file ends here */
+    return false;
+}
+
+static void part_ended(struct nvme_tier *tier, uint64_t tag, int res)
+{
+    struct nvme_xfer *xfer = &tier->xfers[tag >> 48];
+    unsigned part = tag >> 32 & 0xffff;
+    uint64_t n_pages;
+    tier->uring->n_inflight--;
+    xfer->n_inflight--;
+    if (part_goes_on(tier, xfer, part, tag & UINT32_MAX, res, &n_pages)) {
+        part_queue(tier, xfer, part, n_pages);
+        return;
+    }
+    if (xfer->n_inflight == 0 && xfer->next_part >= xfer->n_parts)
+        nvme_moved(xfer);
+}
+
+static void uring_reap(struct nvme_tier *tier)
+{
+    struct nvme_uring *uring = tier->uring;
+    struct io_uring_cqe *cqe;
+    /* peek also lets the kernel post what it holds back until we enter it. */
+    while (io_uring_peek_cqe(&uring->ring, &cqe) == 0) {
+        uint64_t tag = io_uring_cqe_get_data64(cqe);
+        int res = cqe->res;
+        io_uring_cqe_seen(&uring->ring, cqe);
+        part_ended(tier, tag, res);
+    }
+    uring_pump(tier);
+}
+
+static void uring_close(struct nvme_tier *tier)
+{
+    struct nvme_uring *uring = tier->uring;
+    if (uring == NULL)
+        return;
+    /* The kernel writes into memory that is about to go: wait, however long the disk takes. */
+    for (;;) {
+        uring_reap(tier);
+        if (uring->n_inflight == 0)
+            break;
+        (void)io_uring_submit_and_wait(&uring->ring, 1);
+    }
+    io_uring_queue_exit(&uring->ring);
+    free(uring->is_registered);
+    free(uring);
+}
+
+static bool buffer_register(struct nvme_uring *uring, unsigned index, void *addr, uint64_t bytes)
+{
+    struct iovec iov = {addr, bytes};
+    __u64 tag = 0;
+    return uring->has_buffers &&
+           io_uring_register_buffers_update_tag(&uring->ring, index, &iov, &tag, 1) == 1;
+}
+
+static bool uring_register(struct nvme_tier *tier, uint32_t slab, void *addr, uint64_t bytes)
+{
+    struct nvme_uring *uring = tier->uring;
+    if (!buffer_register(uring, slab, addr, bytes))
+        return false;
+    atomic_store_explicit(&uring->is_registered[slab], true, memory_order_release);
+    return true;
+}
+
+const struct nvme_engine nvme_engine_uring = {
+    .close = uring_close,
+    .start = uring_start,
+    .flush = uring_pump,
+    .reap = uring_reap,
+    .register_slab = uring_register,
+};
+
+int nvme_uring_open(struct nvme_tier *tier, unsigned queue_depth)
+{
+    struct nvme_uring *uring = calloc(1, sizeof(*uring));
+    if (uring == NULL)
+        return ENOMEM;
+    nvme_list_init(&uring->waiting);
+    uring->is_registered = calloc(tier->n_arena_slabs, sizeof(*uring->is_registered));
+    uring->n_entries = 64;
+    while (uring->n_entries < 4 * queue_depth && uring->n_entries < 1024)
+        uring->n_entries *= 2;
+    int rc = uring->is_registered == NULL ? -ENOMEM : 0;
+    if (rc == 0) {
+        /* Completions wait for our next entry into the kernel instead of interrupting us. */
+        rc = io_uring_queue_init(uring->n_entries, &uring->ring,
+                                 IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG);
+        if (rc == -EINVAL) /* before Linux 5.19 */
+            rc = io_uring_queue_init(uring->n_entries, &uring->ring, 0);
+    }
+    if (rc != 0) {
+        free(uring->is_registered);
+        free(uring);
+        return -rc;
+    }
+    rc = io_uring_register_eventfd(&uring->ring, tier->event_fd);
+    if (rc != 0) {
+        io_uring_queue_exit(&uring->ring);
+        free(uring->is_registered);
+        free(uring);
+        return -rc;
+    }
+    /* Whatever is refused here goes without. */
+    uring->has_fixed_files =
+        io_uring_register_files(&uring->ring, tier->files.fds, tier->files.n_disks) == 0;
+    uring->has_buffers =
+        io_uring_register_buffers_sparse(&uring->ring, tier->n_arena_slabs + 1) == 0;
+    uring->has_fixed_headers =
+        tier->header_pool_bytes > 0 &&
+        buffer_register(uring, tier->n_arena_slabs, tier->header_pool, tier->header_pool_bytes);
+    tier->uring = uring;
+    return 0;
+}
