@@ -12,6 +12,7 @@
 #include <sys/ioctl.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #define XXH_INLINE_ALL
@@ -21,6 +22,7 @@
 
 #define STORE_MAGIC   UINT64_C(0x3145524f5453564b) /* "KVSTORE1" */
 #define STORE_VERSION 1
+#define LOCK_TRIES    100 /* of 10 ms each */
 
 struct superblock { /* at offset 0, little-endian, one page */
     uint64_t magic;
@@ -51,6 +53,24 @@ static uint64_t superblock_checksum(const struct superblock *block)
     return XXH3_64bits(block, offsetof(struct superblock, checksum));
 }
 
+/*
+ * The kernel takes the ring of a killed agent apart after that agent is gone, and only then lets go
+ * of the files registered with it. No event tells; it takes milliseconds.
+ */
+static bool lock_take(int fd)
+{
+    const struct timespec pause = {.tv_nsec = 10 * 1000 * 1000};
+    for (unsigned n = 0; n < LOCK_TRIES; n++) {
+        if (flock(fd, LOCK_EX | LOCK_NB) == 0)
+            return true;
+        if (errno != EWOULDBLOCK)
+            return false;
+        (void)nanosleep(&pause, NULL);
+    }
+    errno = EWOULDBLOCK;
+    return false;
+}
+
 static enum kvt_status disk_open(struct disk *disk, struct kvt_error *err)
 {
     struct stat st;
@@ -71,7 +91,7 @@ static enum kvt_status disk_open(struct disk *disk, struct kvt_error *err)
         return kvt_error_set(err, errno == EBUSY ? KVT_ERR_BUSY : KVT_ERR_IO,
                              "nvme: cannot open %s: %s; check path and permissions in tier.nvme",
                              disk->path, strerror(errno));
-    if (flock(disk->fd, LOCK_EX | LOCK_NB) != 0) {
+    if (!lock_take(disk->fd)) {
         if (errno == EWOULDBLOCK)
             return kvt_error_set(err, KVT_ERR_BUSY,
                                  "nvme: %s is in use by another agent; stop it or choose another "
@@ -331,8 +351,10 @@ enum kvt_status store_files_open(const struct kvt_nvme_config *config, uint8_t s
 void store_files_close(struct store_files *files)
 {
     for (unsigned i = 0; i < files->n_disks; i++) {
-        if (files->fds[i] >= 0)
-            close(files->fds[i]); /* and with it goes the lock */
+        if (files->fds[i] >= 0) {
+            (void)flock(files->fds[i], LOCK_UN); /* the ring may hold the file a little longer */
+            close(files->fds[i]);
+        }
         files->fds[i] = -1;
     }
 }

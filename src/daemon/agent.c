@@ -1,0 +1,327 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * From config to a serving agent. The metadata says what the store files hold only if both name the
+ * same store; where they do not agree, or the metadata is gone, the store starts empty: what its
+ * slots hold can no longer be told apart from garbage cheaply, and a miss is always allowed.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "agent.h"
+#include "kvt/log.h"
+#include "kvt/util.h"
+
+#define STORE_ID_BYTES 16
+#define OPS_MAX        16384 /* of all sessions: an op may take 12 KiB */
+#define LEASES_MAX     65536
+#define DAMAGED_MAX    1000
+#define IOS_PER_DEPTH  2 /* transfers ready beside those in flight, so that the disk never waits */
+#define IOS_MAX        65536
+
+static uint32_t nvme_slabs(const struct daemon_config *config)
+{
+    uint64_t n = 0;
+    for (uint32_t i = 0; i < config->n_disks; i++)
+        n += daemon_disk_slabs(config, &config->disks[i]);
+    return (uint32_t)n;
+}
+
+static enum kvt_status core_open(struct agent *agent, uint32_t n_nvme_slabs, struct kvt_error *err)
+{
+    const struct daemon_config *c = &agent->config;
+    struct kvt_core_actions actions = agent_actions;
+    struct kvt_core_config core = {
+        .n_chunks_max = c->index_chunks_max,
+        .n_host_slabs = agent->host_info.n_slabs,
+        .host_slab_bytes = agent->host_info.slab_bytes,
+        .n_nvme_slabs = n_nvme_slabs,
+        .nvme_slab_bytes = n_nvme_slabs > 0 ? c->nvme_slab_bytes : 0,
+        .host_policy = daemon_policy(c->host_policy),
+        .nvme_policy = daemon_policy(c->nvme_policy),
+        .admission = (enum kvt_admission)c->nvme_admission,
+        .n_ios_max = KVT_MIN(c->nvme_queue_depth * IOS_PER_DEPTH, IOS_MAX),
+        .read_bytes_max = c->nvme_read_inflight_bytes,
+        .write_bytes_max = c->nvme_write_inflight_bytes,
+        .n_sessions_max = c->sessions_max,
+        .n_ops_max = KVT_MIN(c->sessions_max * c->sessions_ops_max, OPS_MAX),
+        .n_ops_session_max = c->sessions_ops_max,
+        .n_leases_max = LEASES_MAX,
+        .n_leases_session_max = KVT_MAX(LEASES_MAX / c->sessions_max, 64),
+        .lease_ttl_ns = c->lease_ttl_ns,
+        .lease_ttl_max_ns = c->lease_ttl_max_ns,
+        .scrub_bytes_per_s = c->nvme_scrub_bytes_per_s,
+    };
+    if (getrandom(&core.seed, sizeof(core.seed), 0) != (ssize_t)sizeof(core.seed))
+        core.seed = kvt_now_ns();
+    actions.arg = agent;
+    if (!actions_init(agent, core.n_ios_max, n_nvme_slabs))
+        return kvt_error_set(err, KVT_ERR_NOMEM, "kvtierd: out of memory at start");
+    return kvt_core_create(&core, &actions, &agent->core, err);
+}
+
+static void core_close(struct agent *agent)
+{
+    if (agent->core != NULL)
+        kvt_core_destroy(agent->core);
+    agent->core = NULL;
+    actions_fini(agent);
+}
+
+/* --- metadata --------------------------------------------------------------------------------- */
+
+struct replay {
+    struct kvt_core *core;
+    uint64_t n_records;
+};
+
+static void replay_ns(void *arg, uint32_t ns, const struct kvt_ns_desc *desc)
+{
+    kvt_core_restore_ns(((struct replay *)arg)->core, ns, desc);
+}
+
+static void replay_slab(void *arg, uint32_t slab, uint64_t slot_bytes)
+{
+    kvt_core_restore_slab(((struct replay *)arg)->core, slab, slot_bytes);
+}
+
+static void replay_records(void *arg, const struct kvt_meta_record *records, unsigned n)
+{
+    struct replay *replay = arg;
+    replay->n_records += n;
+    kvt_core_restore_records(replay->core, records, n);
+}
+
+/* Move a directory that RocksDB refuses out of the way; it is kept for whoever wants to look. */
+static enum kvt_status meta_set_aside(const char *dir, struct kvt_error *err)
+{
+    char aside[sizeof(((struct daemon_config *)0)->nvme_meta_path) + 32];
+    struct stat st;
+    for (unsigned n = 1; n <= DAMAGED_MAX; n++) {
+        snprintf(aside, sizeof(aside), "%s.damaged-%u", dir, n);
+        if (lstat(aside, &st) == 0)
+            continue;
+        if (rename(dir, aside) != 0)
+            break;
+        kvt_log(KVT_LOG_WARN, "metadata damaged, starting empty; moved_to=%s", aside);
+        return KVT_OK;
+    }
+    return kvt_error_set(err, KVT_ERR_IO, "meta: cannot move damaged %s aside: %s; remove it", dir,
+                         strerror(errno));
+}
+
+/* Open the metadata into a fresh core; n_records_p: what it named. */
+static enum kvt_status meta_open(struct agent *agent, uint32_t n_slabs,
+                                 uint8_t store_id[STORE_ID_BYTES], uint64_t *n_records_p,
+                                 struct kvt_error *err)
+{
+    const char *dir = agent->config.nvme_meta_path;
+    for (unsigned attempt = 0;; attempt++) {
+        uint64_t n_bad = 0;
+        struct kvt_error cause = {.msg = ""};
+        enum kvt_status status = core_open(agent, n_slabs, err);
+        if (status != KVT_OK)
+            return status;
+        struct replay replay = {.core = agent->core};
+        const struct kvt_meta_visitor visitor = {
+            .arg = &replay, .ns = replay_ns, .slab = replay_slab, .records = replay_records};
+        memset(store_id, 0, STORE_ID_BYTES);
+        status = kvt_meta_open(dir, store_id, &visitor, &agent->meta, &n_bad, &cause);
+        if (status == KVT_OK) {
+            if (n_bad > 0)
+                kvt_log(KVT_LOG_WARN, "metadata entries skipped, their chunks are lost n=%" PRIu64,
+                        n_bad);
+            *n_records_p = replay.n_records;
+            return KVT_OK;
+        }
+        agent->meta = NULL;
+        core_close(agent);
+        if (status != KVT_ERR_CORRUPT || attempt > 0) {
+            if (err != NULL)
+                *err = cause;
+            return status;
+        }
+        kvt_log(KVT_LOG_ERROR, "%s", cause.msg);
+        status = meta_set_aside(dir, err);
+        if (status != KVT_OK)
+            return status;
+    }
+}
+
+/* --- NVMe ------------------------------------------------------------------------------------- */
+
+static enum kvt_status tier_open(struct agent *agent, uint8_t store_id[STORE_ID_BYTES],
+                                 uint32_t n_slabs, struct kvt_error *err)
+{
+    const struct daemon_config *c = &agent->config;
+    struct kvt_tier_info info;
+    struct kvt_nvme_config nvme = {
+        .n_disks = c->n_disks,
+        .slab_bytes = c->nvme_slab_bytes,
+        .engine = (enum kvt_io_engine)c->nvme_engine,
+        .queue_depth = c->nvme_queue_depth,
+        .n_workers = c->workers,
+    };
+    memcpy(nvme.disks, c->disks, sizeof(nvme.disks));
+    kvt_core_header_pool(agent->core, &nvme.header_pool, &nvme.header_pool_bytes);
+    enum kvt_status status = kvt_nvme_tier_open(&nvme, agent->host, store_id, &agent->nvme, err);
+    if (status != KVT_OK)
+        return status;
+    agent->nvme->ops->info(agent->nvme, &info);
+    if (info.n_slabs >= n_slabs)
+        return KVT_OK;
+    return kvt_error_set(err, KVT_ERR_NOSPACE,
+                         "nvme: the disks have room for %u slabs, not for the %u of the config; "
+                         "lower nvme.disks.*.bytes",
+                         info.n_slabs, n_slabs);
+}
+
+static void nvme_close(struct agent *agent)
+{
+    if (agent->nvme != NULL)
+        agent->nvme->ops->close(agent->nvme);
+    agent->nvme = NULL;
+    if (agent->meta != NULL)
+        kvt_meta_close(agent->meta);
+    agent->meta = NULL;
+}
+
+/* The metadata names another store than the files are: forget it, keep the files. */
+static enum kvt_status store_start_empty(struct agent *agent, uint8_t store_id[STORE_ID_BYTES],
+                                         uint32_t n_slabs, struct kvt_error *err)
+{
+    agent->nvme->ops->close(agent->nvme); /* it holds the old core's header pages */
+    agent->nvme = NULL;
+    core_close(agent);
+    enum kvt_status status = kvt_meta_reset(agent->meta, store_id);
+    if (status != KVT_OK)
+        return kvt_error_set(err, status, "meta: cannot empty %s: %s; remove it",
+                             agent->config.nvme_meta_path, kvt_status_str(status));
+    status = core_open(agent, n_slabs, err);
+    if (status == KVT_OK)
+        status = tier_open(agent, store_id, n_slabs, err);
+    return status;
+}
+
+static enum kvt_status nvme_open(struct agent *agent, struct kvt_error *err)
+{
+    uint8_t wanted[STORE_ID_BYTES];
+    uint8_t found[STORE_ID_BYTES];
+    static const uint8_t none[STORE_ID_BYTES];
+    uint32_t n_slabs = nvme_slabs(&agent->config);
+    uint64_t n_records = 0;
+    bool old_files = access(agent->config.disks[0].path, F_OK) == 0;
+
+    enum kvt_status status = meta_open(agent, n_slabs, wanted, &n_records, err);
+    if (status != KVT_OK)
+        return status;
+    memcpy(found, wanted, sizeof(found));
+    status = tier_open(agent, found, n_slabs, err);
+    if (status == KVT_OK && memcmp(found, wanted, sizeof(found)) != 0) {
+        if (n_records > 0)
+            kvt_log(KVT_LOG_WARN, "metadata belongs to another store, starting empty path=%s",
+                    agent->config.nvme_meta_path);
+        else if (old_files && memcmp(wanted, none, sizeof(none)) == 0)
+            kvt_log(KVT_LOG_WARN, "no metadata for existing store files, starting empty path=%s",
+                    agent->config.nvme_meta_path);
+        n_records = 0;
+        status = store_start_empty(agent, found, n_slabs, err);
+    }
+    if (status != KVT_OK)
+        return status;
+    uint64_t n_bad = kvt_core_restore_end(agent->core);
+    kvt_log(KVT_LOG_INFO, "NVMe tier open disks=%u slabs=%u chunks=%" PRIu64 " skipped=%" PRIu64,
+            agent->config.n_disks, n_slabs, n_records - KVT_MIN(n_records, n_bad), n_bad);
+    return KVT_OK;
+}
+
+/* --- all of it -------------------------------------------------------------------------------- */
+
+static enum kvt_status host_open(struct agent *agent, struct kvt_error *err)
+{
+    struct kvt_host_config host = {
+        .bytes = agent->config.host_bytes,
+        .slab_bytes = agent->config.host_slab_bytes,
+        .huge_pages = (enum kvt_huge_pages)agent->config.host_huge_pages,
+    };
+    enum kvt_status status = kvt_host_tier_open(&host, &agent->host, err);
+    if (status == KVT_OK)
+        agent->host->ops->info(agent->host, &agent->host_info);
+    return status;
+}
+
+static enum kvt_status stores_open(struct agent *agent, struct kvt_error *err)
+{
+    enum kvt_status status = KVT_OK;
+    if (agent->config.n_disks > 0) {
+        status = nvme_open(agent, err);
+        if (status == KVT_OK || agent->config.nvme_required)
+            return status;
+        kvt_log(KVT_LOG_ERROR, "%s", err->msg);
+        kvt_log(KVT_LOG_WARN, "going on with host memory alone, as nvme.required is false");
+        nvme_close(agent);
+        core_close(agent);
+    }
+    status = core_open(agent, 0, err);
+    if (status == KVT_OK)
+        (void)kvt_core_restore_end(agent->core);
+    return status;
+}
+
+static enum kvt_status edges_watch(struct agent *agent, struct kvt_error *err)
+{
+    enum kvt_status status = KVT_OK;
+    if (agent->nvme != NULL)
+        status = reactor_watch(agent, agent->nvme->ops->event_fd(agent->nvme), WATCH_NVME);
+    if (status == KVT_OK && agent->meta != NULL)
+        status = reactor_watch(agent, kvt_meta_event_fd(agent->meta), WATCH_META);
+    if (status != KVT_OK)
+        return kvt_error_set(err, status, "kvtierd: cannot watch the tiers; check ulimit -n");
+    return KVT_OK;
+}
+
+enum kvt_status agent_open(struct agent *agent, struct kvt_error *err)
+{
+    agent->start_ns = kvt_now_ns();
+    if (getrandom(&agent->incarnation, sizeof(agent->incarnation), 0) !=
+        (ssize_t)sizeof(agent->incarnation))
+        agent->incarnation = agent->start_ns;
+    enum kvt_status status = reactor_open(agent, err);
+    if (status == KVT_OK)
+        status = host_open(agent, err);
+    if (status == KVT_OK)
+        status = stores_open(agent, err);
+    if (status == KVT_OK)
+        status = edges_watch(agent, err);
+    if (status == KVT_OK && !sessions_init(agent))
+        status = kvt_error_set(err, KVT_ERR_NOMEM, "kvtierd: out of memory for %u sessions",
+                               agent->config.sessions_max);
+    if (status == KVT_OK)
+        status = slabs_start(agent, err);
+    if (status == KVT_OK)
+        status = listen_open(agent, err);
+    return status;
+}
+
+void agent_close(struct agent *agent)
+{
+    struct kvt_tier_info info;
+    listen_close(agent);
+    slabs_stop(agent);
+    if (agent->host != NULL && agent->is_ready) {
+        agent->host->ops->info(agent->host, &info);
+        kvt_log(KVT_LOG_DEBUG, "host tier at the end: %s", info.note);
+    }
+    nvme_close(agent); /* waits for transfers: the core's pages and the arena are still there */
+    sessions_fini(agent);
+    core_close(agent);
+    if (agent->host != NULL)
+        agent->host->ops->close(agent->host);
+    agent->host = NULL;
+    reactor_close(agent);
+}

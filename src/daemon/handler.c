@@ -1,0 +1,265 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What each message does. Bytes of a client: checked before anything is done with them. */
+#include <errno.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "agent.h"
+#include "kvt/log.h"
+#include "kvt/util.h"
+
+static void send_status(struct agent *agent, struct conn *conn, uint16_t type, uint64_t op,
+                        enum kvt_status status)
+{
+    struct kvt_wire_status msg = {.h = {.type = type, .bytes = sizeof(msg), .op = op},
+                                  .status = status};
+    session_send(agent, conn, &msg, sizeof(msg));
+}
+
+/* The answer to an op that was refused as a whole. */
+static void send_refused(struct agent *agent, struct conn *conn, uint16_t type, uint64_t op,
+                         enum kvt_status status)
+{
+    struct kvt_wire_items msg = {.h = {.type = type, .bytes = sizeof(msg), .op = op},
+                                 .status = status};
+    session_send(agent, conn, &msg, sizeof(msg));
+}
+
+/* --- HELLO ------------------------------------------------------------------------------------ */
+
+/* One send with the regions' descriptors; the socket is new, so it has room. */
+static bool welcome_send(struct agent *agent, struct conn *conn, struct kvt_wire_welcome *msg)
+{
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(sizeof(int) * KVT_REGIONS_MAX)];
+    } control = {0};
+    struct iovec iov = {.iov_base = msg, .iov_len = sizeof(*msg)};
+    struct msghdr mh = {.msg_iov = &iov, .msg_iovlen = 1};
+    int fds[KVT_REGIONS_MAX];
+
+    if (msg->n_regions > 0) {
+        mh.msg_control = control.bytes;
+        mh.msg_controllen = CMSG_SPACE(sizeof(int) * msg->n_regions);
+        struct cmsghdr *cmsg = CMSG_FIRSTHDR(&mh);
+        cmsg->cmsg_level = SOL_SOCKET;
+        cmsg->cmsg_type = SCM_RIGHTS;
+        cmsg->cmsg_len = CMSG_LEN(sizeof(int) * msg->n_regions);
+        for (uint32_t i = 0; i < msg->n_regions; i++)
+            fds[i] = agent->host_info.regions[i].fd;
+        memcpy(CMSG_DATA(cmsg), fds, sizeof(int) * msg->n_regions);
+    }
+    if (sendmsg(conn->fd, &mh, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)sizeof(*msg))
+        return true;
+    kvt_log(KVT_LOG_WARN, "cannot welcome a client: %s pid=%d", strerror(errno), (int)conn->pid);
+    return false;
+}
+
+static void client_name(struct conn *conn, const char *name)
+{
+    size_t i = 0;
+    for (; i + 1 < sizeof(conn->client) && name[i] != '\0'; i++) {
+        char c = name[i];
+        conn->client[i] = c > ' ' && c < 0x7f && c != '=' ? c : '_'; /* for logs: one word */
+    }
+    conn->client[i] = '\0';
+}
+
+/* The connection leaves the list of those who said nothing, whatever comes of it. */
+static void handle_hello(struct agent *agent, struct conn *conn)
+{
+    const struct kvt_wire_hello *hello = (const struct kvt_wire_hello *)(void *)agent->rx;
+    struct kvt_wire_welcome msg = {
+        .h = {.type = KVT_WIRE_WELCOME, .bytes = sizeof(msg), .op = hello->h.op},
+        .version = KVT_WIRE_VERSION,
+        .incarnation = agent->incarnation,
+    };
+    uint32_t session = 0;
+
+    client_name(conn, hello->client);
+    if (hello->version != KVT_WIRE_VERSION)
+        msg.status = KVT_ERR_VERSION;
+    else if (agent->draining)
+        msg.status = KVT_ERR_AGAIN;
+    else
+        msg.status = kvt_core_session_open(agent->core, &session);
+    if (msg.status != KVT_OK) {
+        kvt_log(KVT_LOG_WARN, "client refused: %s pid=%d client=%s version=%u",
+                kvt_status_str((enum kvt_status)msg.status), (int)conn->pid, conn->client,
+                hello->version);
+        (void)welcome_send(agent, conn, &msg);
+        session_close(agent, conn);
+        return;
+    }
+    msg.n_ops_max = agent->config.sessions_ops_max;
+    msg.lease_ttl_max_ns = agent->config.lease_ttl_max_ns;
+    msg.n_regions = agent->host_info.n_regions;
+    for (uint32_t i = 0; i < msg.n_regions; i++) {
+        const struct kvt_tier_region *region = &agent->host_info.regions[i];
+        msg.regions[i] = (struct kvt_wire_region){
+            .base = region->base, .bytes = region->bytes, .page_bytes = region->page_bytes};
+    }
+    if (!welcome_send(agent, conn, &msg)) {
+        kvt_core_session_close(agent->core, session, agent->now_ns);
+        session_close(agent, conn);
+        return;
+    }
+    session_opened(agent, conn, session);
+    kvt_log(KVT_LOG_DEBUG, "session opened session=%u pid=%d client=%s", session, (int)conn->pid,
+            conn->client);
+}
+
+/* --- requests --------------------------------------------------------------------------------- */
+
+static void handle_lookup(struct agent *agent, struct conn *conn, enum kvt_status status)
+{
+    const struct kvt_wire_lookup *msg = (const struct kvt_wire_lookup *)(void *)agent->rx;
+    struct kvt_wire_lookup_r *reply = (struct kvt_wire_lookup_r *)(void *)agent->tx;
+    *reply = (struct kvt_wire_lookup_r){.status = status};
+    if (status == KVT_OK)
+        kvt_core_lookup(agent->core, conn->session, msg->ns, kvt_wire_lookup_keys(msg), msg->n_keys,
+                        msg->flags, msg->lease_ttl_ms, agent->now_ns, reply,
+                        (uint8_t *)(reply + 1));
+    reply->h = (struct kvt_wire_header){.type = KVT_WIRE_LOOKUP_R,
+                                        .bytes = (uint32_t)sizeof(*reply) + reply->n_hit,
+                                        .op = msg->h.op};
+    session_send(agent, conn, reply, reply->h.bytes);
+}
+
+static void handle_ns_open(struct agent *agent, struct conn *conn)
+{
+    const struct kvt_wire_ns_open *msg = (const struct kvt_wire_ns_open *)(void *)agent->rx;
+    struct kvt_wire_ns_open_r reply = {
+        .h = {.type = KVT_WIRE_NS_OPEN_R, .bytes = sizeof(reply), .op = msg->h.op}};
+    struct kvt_error err = {.msg = ""};
+    enum kvt_status status = kvt_ns_desc_check(&msg->desc, &err);
+    if (status == KVT_OK)
+        status = kvt_core_ns_open(agent->core, &msg->desc, &reply.ns, &reply.slot_bytes, &err);
+    reply.status = status;
+    if (status != KVT_OK) {
+        size_t n = strnlen(err.msg, sizeof(reply.msg) - 1);
+        memcpy(reply.msg, err.msg, n);
+        kvt_log(KVT_LOG_WARN, "%s client=%s", err.msg, conn->client);
+    }
+    session_send(agent, conn, &reply, sizeof(reply));
+}
+
+static void handle_reserve(struct agent *agent, struct conn *conn, enum kvt_status status)
+{
+    const struct kvt_wire_reserve *msg = (const struct kvt_wire_reserve *)(void *)agent->rx;
+    if (status == KVT_OK)
+        status = kvt_core_reserve(agent->core, conn->session, msg->h.op, msg->ns,
+                                  kvt_wire_reserve_keys(msg), msg->n_keys, msg->flags,
+                                  msg->deadline_ns, agent->now_ns);
+    if (status != KVT_OK)
+        send_refused(agent, conn, KVT_WIRE_RESERVE_R, msg->h.op, status);
+}
+
+static void handle_commit(struct agent *agent, struct conn *conn, enum kvt_status status)
+{
+    const struct kvt_wire_commit *msg = (const struct kvt_wire_commit *)(void *)agent->rx;
+    uint32_t n_segments = 0;
+    if (status == KVT_OK) {
+        n_segments = kvt_core_op_segments(agent->core, conn->session, msg->h.op);
+        if (n_segments == 0)
+            status = KVT_ERR_INVAL; /* no such op: how long the message should be is unknown */
+        else if (kvt_wire_commit_check(msg, n_segments) != KVT_OK) {
+            session_end(agent, conn, "commit of a wrong size");
+            return;
+        }
+    }
+    if (status == KVT_OK)
+        status =
+            kvt_core_commit(agent->core, conn->session, msg->h.op, kvt_wire_commit_indexes(msg),
+                            msg->n_items, msg->flags, kvt_wire_commit_sums(msg), agent->now_ns);
+    /* Nobody waits for the answer to an abort. */
+    if (status != KVT_OK && (msg->flags & KVT_COMMIT_ABORT) == 0)
+        send_refused(agent, conn, KVT_WIRE_COMMIT_R, msg->h.op, status);
+}
+
+static void handle_load(struct agent *agent, struct conn *conn, enum kvt_status status)
+{
+    const struct kvt_wire_load *msg = (const struct kvt_wire_load *)(void *)agent->rx;
+    if (status == KVT_OK)
+        status =
+            kvt_core_load(agent->core, conn->session, msg->h.op, msg->ns, kvt_wire_load_keys(msg),
+                          msg->n_keys, msg->flags, msg->deadline_ns, agent->now_ns);
+    if (status != KVT_OK)
+        send_refused(agent, conn, KVT_WIRE_LOAD_R, msg->h.op, status);
+}
+
+static void handle_stats(struct agent *agent, struct conn *conn, uint64_t op)
+{
+    struct {
+        struct kvt_wire_stats_r r;
+        uint64_t values[KVT_STAT_N];
+    } msg = {
+        .r = {.h = {.type = KVT_WIRE_STATS_R, .bytes = sizeof(msg), .op = op}, .n = KVT_STAT_N}};
+    struct kvt_tier_info info;
+    kvt_core_stats(agent->core, msg.values);
+    if (agent->nvme != NULL) {
+        agent->nvme->ops->info(agent->nvme, &info);
+        msg.values[KVT_STAT_NVME_DEGRADED] |= info.degraded;
+    }
+    session_send(agent, conn, &msg, sizeof(msg));
+}
+
+static void handle_request(struct agent *agent, struct conn *conn, enum kvt_status status)
+{
+    const struct kvt_wire_header *h = (const struct kvt_wire_header *)(void *)agent->rx;
+    struct kvt_wire_header pong = {.type = KVT_WIRE_PONG, .bytes = sizeof(pong), .op = h->op};
+    switch (h->type) {
+    case KVT_WIRE_PING:
+        session_send(agent, conn, &pong, sizeof(pong));
+        break;
+    case KVT_WIRE_NS_OPEN:
+        handle_ns_open(agent, conn);
+        break;
+    case KVT_WIRE_LOOKUP:
+        handle_lookup(agent, conn, status);
+        break;
+    case KVT_WIRE_RELEASE:
+        send_status(agent, conn, KVT_WIRE_RELEASE_R, h->op,
+                    kvt_core_release(agent->core, conn->session,
+                                     ((const struct kvt_wire_release *)(void *)agent->rx)->lease));
+        break;
+    case KVT_WIRE_RESERVE:
+        handle_reserve(agent, conn, status);
+        break;
+    case KVT_WIRE_COMMIT:
+        handle_commit(agent, conn, status);
+        break;
+    case KVT_WIRE_LOAD:
+        handle_load(agent, conn, status);
+        break;
+    case KVT_WIRE_LOAD_DONE:
+        kvt_core_load_done(agent->core, conn->session, h->op, agent->now_ns);
+        break;
+    case KVT_WIRE_CANCEL:
+        send_status(agent, conn, KVT_WIRE_CANCEL_R, h->op,
+                    kvt_core_cancel(agent->core, conn->session, h->op, agent->now_ns));
+        break;
+    case KVT_WIRE_STATS:
+        handle_stats(agent, conn, h->op);
+        break;
+    default:
+        session_end(agent, conn, "message out of order");
+        break;
+    }
+}
+
+void handle_message(struct agent *agent, struct conn *conn, size_t bytes)
+{
+    const struct kvt_wire_header *h = (const struct kvt_wire_header *)(void *)agent->rx;
+    enum kvt_status status = kvt_wire_request_check(agent->rx, bytes);
+    if (conn->state == CONN_GREETING) {
+        if (status == KVT_OK && h->type == KVT_WIRE_HELLO)
+            handle_hello(agent, conn);
+        else
+            session_close(agent, conn); /* it holds nothing yet */
+    } else if (status == KVT_ERR_PROTO) {
+        session_end(agent, conn, "malformed message");
+    } else {
+        handle_request(agent, conn, status);
+    }
+}

@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A slab of the arena is registered with the NVMe tier before the core may use it. Registration
+ * pins every page, which takes milliseconds: a thread does it, so that no lookup waits for it.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "agent.h"
+#include "kvt/log.h"
+#include "kvt/util.h"
+
+#define SLABS_BATCH 16
+
+static void *feed_thread(void *arg)
+{
+    struct agent *agent = arg;
+    struct slab_feed *feed = &agent->feed;
+    struct pollfd fds[] = {
+        {.fd = agent->host->ops->event_fd(agent->host), .events = POLLIN},
+        {.fd = feed->stop_fd, .events = POLLIN},
+    };
+    uint32_t n_done = 0;
+    for (;;) {
+        if (poll(fds, KVT_ARRAY_LEN(fds), -1) < 0 && errno != EINTR)
+            break;
+        if (fds[1].revents != 0)
+            break;
+        unsigned room = KVT_MIN(SLABS_BATCH, agent->host_info.n_slabs - n_done);
+        unsigned n = agent->host->ops->ready(agent->host, feed->slabs + n_done,
+                                             feed->offsets + n_done, room);
+        for (unsigned i = 0; i < n; i++, n_done++) {
+            if (agent->nvme != NULL &&
+                !kvt_nvme_tier_register(agent->nvme, feed->slabs[n_done], feed->offsets[n_done],
+                                        agent->config.host_slab_bytes))
+                kvt_log(KVT_LOG_DEBUG, "slab not registered, its transfers are slower slab=%u",
+                        feed->slabs[n_done]);
+            /* The reactor's acquire sees the entry. */
+            atomic_store_explicit(&feed->n_done, n_done + 1, memory_order_release);
+            (void)eventfd_write(feed->event_fd, 1);
+        }
+        if (n_done == agent->host_info.n_slabs)
+            break;
+    }
+    return NULL;
+}
+
+enum kvt_status slabs_start(struct agent *agent, struct kvt_error *err)
+{
+    struct slab_feed *feed = &agent->feed;
+    sigset_t all;
+    sigset_t old;
+    feed->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    feed->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    feed->slabs = calloc(agent->host_info.n_slabs, sizeof(*feed->slabs));
+    feed->offsets = calloc(agent->host_info.n_slabs, sizeof(*feed->offsets));
+    if (feed->stop_fd < 0 || feed->event_fd < 0 || feed->slabs == NULL || feed->offsets == NULL)
+        return kvt_error_set(err, KVT_ERR_NOMEM, "kvtierd: cannot follow the arena: %s",
+                             strerror(errno));
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    int rc = pthread_create(&feed->thread, NULL, feed_thread, agent);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (rc != 0)
+        return kvt_error_set(err, KVT_ERR_NOMEM,
+                             "kvtierd: cannot start a thread: %s; check ulimit -u", strerror(rc));
+    feed->started = true;
+    return reactor_watch(agent, feed->event_fd, WATCH_SLABS);
+}
+
+void slabs_stop(struct agent *agent)
+{
+    struct slab_feed *feed = &agent->feed;
+    if (feed->started) {
+        (void)eventfd_write(feed->stop_fd, 1);
+        pthread_join(feed->thread, NULL);
+        feed->started = false;
+    }
+    if (feed->stop_fd >= 0)
+        close(feed->stop_fd);
+    if (feed->event_fd >= 0)
+        close(feed->event_fd);
+    feed->stop_fd = feed->event_fd = -1;
+    free(feed->slabs);
+    free(feed->offsets);
+    feed->slabs = NULL;
+    feed->offsets = NULL;
+}
+
+void slabs_collect(struct agent *agent)
+{
+    struct slab_feed *feed = &agent->feed;
+    eventfd_t ignored;
+    (void)eventfd_read(feed->event_fd, &ignored);
+    uint32_t n_done = atomic_load_explicit(&feed->n_done, memory_order_acquire);
+    for (; feed->n_taken < n_done; feed->n_taken++)
+        kvt_core_host_slab(agent->core, feed->slabs[feed->n_taken], feed->offsets[feed->n_taken]);
+}
