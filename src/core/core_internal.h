@@ -191,6 +191,8 @@ struct op_queue {
     uint32_t head, tail;
 };
 
+enum meta_token { META_NS, META_SLAB, META_PUT, META_DEL, N_META };
+
 struct kvt_core {
     struct kvt_core_config config;
     struct kvt_core_actions actions;
@@ -229,7 +231,7 @@ struct kvt_core {
     uint8_t *headers;
     uint32_t write_head, write_tail, n_write_queue;
     uint64_t read_bytes, write_bytes; /* in flight */
-    uint32_t n_meta_busy;
+    uint32_t n_meta_busy, n_meta_kind_busy[N_META];
     uint64_t generation;
     unsigned n_write_failures; /* in a row */
     uint64_t write_retry_ns;   /* no writes before */
@@ -306,8 +308,6 @@ uint32_t core_room(struct kvt_core *core, enum tier tier, uint32_t chunk);
 bool core_room_index(struct kvt_core *core); /* one free chunk record, evicting if need be */
 void core_forget_host(struct kvt_core *core, uint32_t c, bool evicted);
 void core_forget_nvme(struct kvt_core *core, uint32_t c, bool evicted);
-
-enum meta_token { META_OTHER, META_PUT, META_DEL };
 
 /* core_io.c */
 uint64_t core_meta_token(struct kvt_core *core, enum meta_token kind, uint32_t chunk);

@@ -147,7 +147,10 @@ void core_start_writes(struct kvt_core *core, uint64_t now_ns)
 {
     /* Half of the transfers stay for reads, which somebody waits for. */
     uint32_t n_max = KVT_MAX(core->config.n_ios_max / 2, 1u);
-    while (core->write_head != NONE && core->free_ios != NULL && core->n_writes_busy < n_max) {
+    /* A write makes at most one slab change and one put; neither may outrun the metadata store. */
+    while (core->write_head != NONE && core->free_ios != NULL && core->n_writes_busy < n_max &&
+           core->n_writes_busy + core->n_meta_kind_busy[META_PUT] < core->config.n_ios_max &&
+           core->n_meta_kind_busy[META_SLAB] < core->config.n_nvme_slabs) {
         uint32_t c = core->write_head;
         uint64_t bytes = chunk_ns(core, c)->slot_bytes;
         if (core->write_bytes > 0 && core->write_bytes + bytes > core->config.write_bytes_max)
@@ -214,6 +217,7 @@ static void write_done(struct kvt_core *core, struct kvt_io *io, uint64_t now_ns
 uint64_t core_meta_token(struct kvt_core *core, enum meta_token kind, uint32_t chunk)
 {
     core->n_meta_busy++;
+    core->n_meta_kind_busy[kind]++;
     return TOKEN(kind, chunk);
 }
 
@@ -226,6 +230,7 @@ void kvt_core_meta_done(struct kvt_core *core, uint64_t token, enum kvt_status s
     struct kvt_policy *policy = core->pool[NVME].policy;
     KVT_ASSERT(core->n_meta_busy > 0);
     core->n_meta_busy--;
+    core->n_meta_kind_busy[token >> 32]--;
     if (token != TOKEN(META_PUT, c))
         return;
     KVT_ASSERT(chunk->nvme_state == NVME_META);
@@ -247,7 +252,10 @@ void kvt_core_meta_done(struct kvt_core *core, uint64_t token, enum kvt_status s
 
 bool core_can_read(const struct kvt_core *core, uint64_t slot_bytes)
 {
+    /* A read that fails deletes its record. */
+    uint32_t n_reads_busy = core->n_ios_busy - core->n_writes_busy;
     return core->free_ios != NULL &&
+           n_reads_busy + core->n_meta_kind_busy[META_DEL] < core->config.n_ios_max &&
            (core->read_bytes == 0 || core->read_bytes + slot_bytes <= core->config.read_bytes_max);
 }
 

@@ -175,7 +175,7 @@ uint32_t core_slot_take(struct kvt_core *core, struct slab_pool *pool, unsigned 
             return KVT_SLOT_NONE;
         if (pool->tier == NVME)
             core->actions.meta_slab(core->actions.arg, s, core->class_bytes[size_class],
-                                    core_meta_token(core, META_OTHER, 0));
+                                    core_meta_token(core, META_SLAB, 0));
     }
     struct slab *slab = &pool->slabs[s];
     uint32_t i = slab->first_free;
