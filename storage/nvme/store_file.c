@@ -12,6 +12,7 @@
 #include <sys/ioctl.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -53,58 +54,70 @@ static uint64_t superblock_checksum(const struct superblock *block)
     return XXH3_64bits(block, offsetof(struct superblock, checksum));
 }
 
-/*
- * The kernel takes the ring of a killed agent apart after that agent is gone, and only then lets go
- * of the files registered with it. No event tells; it takes milliseconds.
- */
-static bool lock_take(int fd)
+/* Open and lock; an errno value. O_EXCL on a device: refused while it is mounted. */
+static int disk_claim(struct disk *disk)
 {
-    const struct timespec pause = {.tv_nsec = 10 * 1000 * 1000};
-    for (unsigned n = 0; n < LOCK_TRIES; n++) {
-        if (flock(fd, LOCK_EX | LOCK_NB) == 0)
-            return true;
-        if (errno != EWOULDBLOCK)
-            return false;
-        (void)nanosleep(&pause, NULL);
-    }
-    errno = EWOULDBLOCK;
-    return false;
-}
-
-static enum kvt_status disk_open(struct disk *disk, struct kvt_error *err)
-{
-    struct stat st;
     int flags = O_RDWR | O_DIRECT | O_CLOEXEC;
-    disk->is_device = stat(disk->path, &st) == 0 && S_ISBLK(st.st_mode);
-    /* O_EXCL on a device: refused while it is mounted. On a file, with O_CREAT: it is ours. */
     disk->fd = open(disk->path, flags | (disk->is_device ? O_EXCL : 0));
     if (disk->fd < 0 && errno == ENOENT) {
         disk->fd = open(disk->path, flags | O_CREAT | O_EXCL, 0600);
         disk->is_made = disk->fd >= 0;
     }
-    if (disk->fd < 0 && errno == EINVAL)
+    if (disk->fd < 0)
+        return errno;
+    if (flock(disk->fd, LOCK_EX | LOCK_NB) == 0)
+        return 0;
+    int cause = errno;
+    close(disk->fd);
+    disk->fd = -1;
+    return cause;
+}
+
+/*
+ * The kernel takes the ring of a killed agent apart after that agent is gone: only when its last
+ * transfer ended does it let go of the file and the lock on it, which is what we want to wait for.
+ * No event tells; it takes milliseconds.
+ */
+static int disk_claim_wait(struct disk *disk)
+{
+    const struct timespec pause = {.tv_nsec = 10 * 1000 * 1000};
+    int cause = 0;
+    for (unsigned n = 0; n < LOCK_TRIES; n++) {
+        cause = disk_claim(disk);
+        if (cause != EWOULDBLOCK && cause != EBUSY)
+            return cause;
+        (void)nanosleep(&pause, NULL);
+    }
+    return cause;
+}
+
+static enum kvt_status disk_open(struct disk *disk, struct kvt_error *err)
+{
+    struct stat st;
+    bool is_there = stat(disk->path, &st) == 0;
+    if (is_there && !S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
+        return kvt_error_set(err, KVT_ERR_INVAL,
+                             "nvme: %s is neither a file nor a block device; check tier.nvme",
+                             disk->path);
+    disk->is_device = is_there && S_ISBLK(st.st_mode);
+    int cause = disk_claim_wait(disk);
+    if (cause == EWOULDBLOCK || cause == EBUSY)
+        return kvt_error_set(err, KVT_ERR_BUSY,
+                             "nvme: %s is in use by another agent, or mounted; stop that or choose "
+                             "another path",
+                             disk->path);
+    if (cause == EINVAL)
         return kvt_error_set(err, KVT_ERR_NOTSUP,
                              "nvme: the file system of %s refuses O_DIRECT; choose another for "
                              "tier.nvme",
                              disk->path);
-    if (disk->fd < 0)
-        return kvt_error_set(err, errno == EBUSY ? KVT_ERR_BUSY : KVT_ERR_IO,
-                             "nvme: cannot open %s: %s; check path and permissions in tier.nvme",
-                             disk->path, strerror(errno));
-    if (!lock_take(disk->fd)) {
-        if (errno == EWOULDBLOCK)
-            return kvt_error_set(err, KVT_ERR_BUSY,
-                                 "nvme: %s is in use by another agent; stop it or choose another "
-                                 "path",
-                                 disk->path);
-        return kvt_error_set(err, KVT_ERR_IO, "nvme: cannot lock %s: %s; choose a local disk",
-                             disk->path, strerror(errno));
-    }
-    if (fstat(disk->fd, &st) != 0 || !(S_ISREG(st.st_mode) || S_ISBLK(st.st_mode)))
-        return kvt_error_set(err, KVT_ERR_INVAL,
-                             "nvme: %s is neither a file nor a block device; check tier.nvme",
-                             disk->path);
-    disk->bytes = (uint64_t)st.st_size;
+    if (cause != 0)
+        return kvt_error_set(err, KVT_ERR_IO,
+                             "nvme: cannot open and lock %s: %s; check path and permissions in "
+                             "tier.nvme",
+                             disk->path, strerror(cause));
+    if (fstat(disk->fd, &st) == 0)
+        disk->bytes = (uint64_t)st.st_size;
     if (disk->is_device && ioctl(disk->fd, BLKGETSIZE64, &disk->bytes) != 0)
         return kvt_error_set(err, KVT_ERR_IO, "nvme: cannot ask the size of %s: %s; check the disk",
                              disk->path, strerror(errno));
@@ -191,6 +204,17 @@ static enum kvt_status disks_agree(const struct disk *disks, unsigned n_disks, c
     return KVT_OK;
 }
 
+/* Asked first: an allocation that fails takes all there is for a moment, from everybody. */
+static bool disk_has_room(const struct disk *disk, uint64_t bytes)
+{
+    struct statvfs vfs;
+    struct stat st;
+    if (fstat(disk->fd, &st) != 0 || fstatvfs(disk->fd, &vfs) != 0)
+        return true;
+    uint64_t held = (uint64_t)st.st_blocks * 512;
+    return bytes <= held || (bytes - held) / vfs.f_frsize <= vfs.f_bavail;
+}
+
 static enum kvt_status disk_allocate(struct disk *disk, uint64_t bytes, struct kvt_error *err)
 {
     if (disk->is_device) {
@@ -201,13 +225,15 @@ static enum kvt_status disk_allocate(struct disk *disk, uint64_t bytes, struct k
                              " are configured; lower capacity_bytes in tier.nvme",
                              disk->path, disk->bytes, bytes);
     }
-    int rc;
-    do {
-        rc = fallocate(disk->fd, 0, 0, (off_t)bytes);
-    } while (rc != 0 && errno == EINTR);
-    if (rc != 0) {
-        int cause = errno;
-        (void)!ftruncate(disk->fd, (off_t)disk->bytes); /* give back what was taken */
+    bool has_room = disk_has_room(disk, bytes);
+    int cause = has_room ? 0 : ENOSPC;
+    while (cause == 0 && fallocate(disk->fd, 0, 0, (off_t)bytes) != 0) {
+        if (errno != EINTR)
+            cause = errno;
+    }
+    if (cause != 0) {
+        if (has_room)
+            (void)!ftruncate(disk->fd, (off_t)disk->bytes); /* give back what was taken */
         return kvt_error_set(err,
                              cause == ENOSPC || cause == EDQUOT || cause == EFBIG
                                  ? KVT_ERR_NOSPACE
@@ -319,12 +345,16 @@ enum kvt_status store_files_open(const struct kvt_nvme_config *config, uint8_t s
     const uint8_t *old_id = NULL;
     memset(files, 0, sizeof(*files));
     enum kvt_status status = layout_of(config, files, err);
-    if (status != KVT_OK)
+    if (status != KVT_OK) {
+        files->n_disks = 0;
         return status;
+    }
     struct superblock *blocks =
         aligned_alloc(KVT_PAGE_BYTES, KVT_DISKS_MAX * sizeof(struct superblock));
-    if (blocks == NULL)
+    if (blocks == NULL) {
+        files->n_disks = 0;
         return kvt_error_set(err, KVT_ERR_NOMEM, "nvme: out of memory at start; free some");
+    }
     for (unsigned i = 0; i < config->n_disks; i++)
         disks[i] = (struct disk){.path = config->disks[i].path, .fd = -1, .block = &blocks[i]};
     /* Look at all before changing any: a store that is refused stays as it is. */
@@ -355,6 +385,6 @@ void store_files_close(struct store_files *files)
             (void)flock(files->fds[i], LOCK_UN); /* the ring may hold the file a little longer */
             close(files->fds[i]);
         }
-        files->fds[i] = -1;
     }
+    files->n_disks = 0;
 }

@@ -1,0 +1,222 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the block tier promises, over each engine, page size and way of registration. */
+#include <check.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "nvme_fixture.h"
+
+#define N_VARIANTS 8
+
+static bool is_registered(int variant)
+{
+    return (variant & 4) == 0;
+}
+
+START_TEST(what_was_written_is_read)
+{
+    static const uint64_t sizes[] = {4096,           100,     64 << 10, 300004, 1536 << 10,
+                                     (5 << 20) + 12, 14 << 20};
+    static struct kvt_io ios[64];
+    struct fixture fix;
+    fixture_init(&fix, _i);
+    fixture_must_open(&fix, is_registered(_i));
+    for (unsigned s = 0; s < KVT_ARRAY_LEN(sizes); s++) {
+        uint64_t chunk_bytes = sizes[s];
+        uint64_t stride = kvt_align_up(chunk_bytes, 4096) + KVT_SLOT_HEADER_BYTES;
+        uint64_t lane_bytes = 16 << 20;
+        while (lane_bytes / 2 >= kvt_align_up(chunk_bytes, 4096) && lane_bytes > (512 << 10))
+            lane_bytes /= 2;
+        unsigned n_lanes = (unsigned)KVT_MIN(FIX_ARENA_SLABS * FIX_SLAB_BYTES / lane_bytes, 48u);
+        uint32_t per_slab = (uint32_t)(FIX_SLAB_BYTES / stride);
+        unsigned n = (unsigned)KVT_MIN((uint64_t)n_lanes, (uint64_t)per_slab * 2 * FIX_DISK_SLABS);
+        for (int pass = 0; pass < 2; pass++) {
+            for (unsigned i = 0; i < n;
+                 i++) /* spread over all slabs of both disks, last slots too */
+                fixture_io(&fix, &ios[i], pass == 0 ? KVT_IO_WRITE : KVT_IO_READ,
+                           pass == 0 ? i : n - 1 - i, lane_bytes, i % (2 * FIX_DISK_SLABS),
+                           per_slab - 1 - i / (2 * FIX_DISK_SLABS), chunk_bytes, i + 1000 * s);
+            fixture_run(&fix, ios, n);
+            for (unsigned i = 0; i < n; i++) {
+                ck_assert_msg(ios[i].status == KVT_OK, "size %lu io %u: %s",
+                              (unsigned long)chunk_bytes, i, kvt_status_str(ios[i].status));
+                ck_assert(fixture_matches(&fix, &ios[i], i + 1000 * s));
+            }
+        }
+    }
+    fixture_fini(&fix);
+}
+END_TEST
+
+START_TEST(a_store_is_found_again)
+{
+    struct fixture fix;
+    uint8_t id[16];
+    fixture_init(&fix, _i);
+    fixture_must_open(&fix, true);
+    memcpy(id, fix.store_id, sizeof(id));
+    ck_assert_int_eq(fixture_write(&fix, 3, 77), KVT_OK);
+    fixture_close(&fix);
+    memset(fix.store_id, 0, sizeof(id));
+    fixture_must_open(&fix, true);
+    ck_assert_mem_eq(fix.store_id, id, sizeof(id));
+    ck_assert_int_eq(fixture_read(&fix, 3, 77), KVT_OK);
+    /* Its metadata has the same right to be wrong as its bytes. */
+    ck_assert_int_eq(fixture_read(&fix, 3, 78), KVT_ERR_CORRUPT);
+    ck_assert_int_eq(fixture_read(&fix, 4, 77), KVT_ERR_CORRUPT);
+    fixture_fini(&fix);
+}
+END_TEST
+
+START_TEST(damage_is_never_served)
+{
+    struct fixture fix;
+    fixture_init(&fix, _i);
+    fixture_must_open(&fix, is_registered(_i));
+    for (uint32_t slot = 0; slot < 8; slot++)
+        ck_assert_int_eq(fixture_write(&fix, slot, slot), KVT_OK);
+    /* A bit of the data, first and last byte; a bit of the header; a bit of a checksum. */
+    static const uint64_t places[] = {4096, 4096 + FIX_CHUNK_BYTES - 1, 0, 20, 130, 1024, 4095};
+    for (unsigned i = 0; i < KVT_ARRAY_LEN(places); i++) {
+        fixture_flip(&fix, fixture_slot_offset(1) + places[i]);
+        ck_assert_int_eq(fixture_read(&fix, 1, 1), KVT_ERR_CORRUPT);
+        fixture_flip(&fix, fixture_slot_offset(1) + places[i]);
+        ck_assert_int_eq(fixture_read(&fix, 1, 1), KVT_OK);
+    }
+    /* Swapped whole slots, swapped chunks under their headers. */
+    fixture_swap(&fix, fixture_slot_offset(2), fixture_slot_offset(3), FIX_CHUNK_BYTES + 4096);
+    ck_assert_int_eq(fixture_read(&fix, 2, 2), KVT_ERR_CORRUPT);
+    ck_assert_int_eq(fixture_read(&fix, 3, 3), KVT_ERR_CORRUPT);
+    fixture_swap(&fix, fixture_slot_offset(4) + 4096, fixture_slot_offset(5) + 4096,
+                 FIX_CHUNK_BYTES);
+    ck_assert_int_eq(fixture_read(&fix, 4, 4), KVT_ERR_CORRUPT);
+    ck_assert_int_eq(fixture_read(&fix, 5, 5), KVT_ERR_CORRUPT);
+    /* A stale slot: rewritten since. And the write before it, torn in the middle. */
+    ck_assert_int_eq(fixture_write(&fix, 6, 600), KVT_OK);
+    ck_assert_int_eq(fixture_read(&fix, 6, 6), KVT_ERR_CORRUPT);
+    ck_assert_int_eq(fixture_read(&fix, 6, 600), KVT_OK);
+    fixture_swap(&fix, fixture_slot_offset(6) + 4096 + FIX_CHUNK_BYTES / 2,
+                 fixture_slot_offset(0) + 4096 + FIX_CHUNK_BYTES / 2, FIX_CHUNK_BYTES / 2);
+    ck_assert_int_eq(fixture_read(&fix, 6, 600), KVT_ERR_CORRUPT);
+    ck_assert_int_eq(fixture_read(&fix, 7, 7), KVT_OK);
+    fixture_fini(&fix);
+}
+END_TEST
+
+START_TEST(a_file_cut_short_is_an_error)
+{
+    struct fixture fix;
+    struct kvt_io io;
+    fixture_init(&fix, _i);
+    fixture_must_open(&fix, is_registered(_i));
+    uint64_t big = 6 << 20;
+    fixture_io(&fix, &io, KVT_IO_WRITE, 0, 8 << 20, 0, 0, big, 9);
+    fixture_run(&fix, &io, 1);
+    ck_assert_int_eq(io.status, KVT_OK);
+    /* In the middle of a page, of a piece, before the chunk, before the header. */
+    static const uint64_t ends[] = {(6 << 20) + 4096 - 100, 3 << 20, 5000, 4096, 0};
+    for (unsigned i = 0; i < KVT_ARRAY_LEN(ends); i++) {
+        ck_assert_int_eq(truncate(fix.config.disks[0].path, (off_t)(FIX_DATA_OFFSET + ends[i])), 0);
+        fixture_io(&fix, &io, KVT_IO_READ, 0, 8 << 20, 0, 0, big, 9);
+        fixture_run(&fix, &io, 1);
+        ck_assert_int_ne(io.status, KVT_OK);
+    }
+    /* The other disk goes on. */
+    fixture_io(&fix, &io, KVT_IO_WRITE, 0, 8 << 20, FIX_DISK_SLABS, 0, big, 9);
+    fixture_run(&fix, &io, 1);
+    ck_assert_int_eq(io.status, KVT_OK);
+    fixture_close(&fix);
+    /* Next time the file is whole again, what was lost reads as lost. */
+    fixture_must_open(&fix, true);
+    fixture_io(&fix, &io, KVT_IO_READ, 0, 8 << 20, 0, 0, big, 9);
+    fixture_run(&fix, &io, 1);
+    ck_assert_int_eq(io.status, KVT_ERR_CORRUPT);
+    fixture_fini(&fix);
+}
+END_TEST
+
+START_TEST(places_that_do_not_exist_are_refused)
+{
+    struct fixture fix;
+    struct kvt_io ios[6];
+    fixture_init(&fix, _i);
+    fixture_must_open(&fix, true);
+    for (unsigned i = 0; i < KVT_ARRAY_LEN(ios); i++)
+        fixture_io(&fix, &ios[i], KVT_IO_WRITE, i, FIX_CHUNK_BYTES, 0, i, FIX_CHUNK_BYTES, i);
+    ios[0].slab = 2 * FIX_DISK_SLABS;
+    ios[1].slot = (uint32_t)(FIX_SLAB_BYTES / (FIX_CHUNK_BYTES + 4096));
+    ios[2].slot_bytes = FIX_CHUNK_BYTES - 4096;
+    ios[3].arena_offset = UINT64_MAX - 4095;
+    ios[4].arena_offset += 512;
+    fixture_run(&fix, ios, KVT_ARRAY_LEN(ios));
+    for (unsigned i = 0; i < 5; i++)
+        ck_assert_int_eq(ios[i].status, KVT_ERR_IO);
+    ck_assert_int_eq(ios[5].status, KVT_OK);
+    fixture_fini(&fix);
+}
+END_TEST
+
+START_TEST(more_than_the_depth_is_back_pressure)
+{
+    static struct kvt_io ios[40];
+    struct kvt_io *batch[40];
+    struct fixture fix;
+    fixture_init(&fix, _i);
+    fixture_must_open(&fix, true);
+    for (unsigned i = 0; i < 40; i++) {
+        fixture_io(&fix, &ios[i], KVT_IO_WRITE, i, FIX_CHUNK_BYTES, 0, i, FIX_CHUNK_BYTES, i);
+        batch[i] = &ios[i];
+    }
+    ck_assert_uint_eq(fix.nvme->ops->submit(fix.nvme, batch, 40), fix.config.queue_depth);
+    ck_assert_uint_eq(fix.nvme->ops->submit(fix.nvme, batch + 16, 24), 0);
+    /* Closing with all of them on their way waits for them. */
+    fixture_close(&fix);
+    fixture_must_open(&fix, true);
+    for (uint32_t slot = 0; slot < fix.config.queue_depth; slot++)
+        ck_assert_int_eq(fixture_read(&fix, slot, slot), KVT_OK);
+    fixture_fini(&fix);
+}
+END_TEST
+
+START_TEST(what_it_says_of_itself)
+{
+    struct fixture fix;
+    struct kvt_tier_info info;
+    fixture_init(&fix, _i);
+    fixture_must_open(&fix, true);
+    fix.nvme->ops->info(fix.nvme, &info);
+    ck_assert_uint_eq(info.n_slabs, 2 * FIX_DISK_SLABS);
+    ck_assert_uint_eq(info.slab_bytes, FIX_SLAB_BYTES);
+    if (fix.engine == KVT_IO_THREADS)
+        ck_assert(info.degraded && strstr(info.note, "threads") != NULL);
+    ck_assert_uint_eq(fix.nvme->ops->caps, KVT_TIER_BLOCK | KVT_TIER_DURABLE);
+    ck_assert_uint_eq(fix.nvme->ops->ready(fix.nvme, NULL, NULL, 0), 0);
+    ck_assert(!kvt_nvme_tier_register(fix.nvme, 0, UINT64_MAX / 2, FIX_SLAB_BYTES));
+    ck_assert(!kvt_nvme_tier_register(fix.nvme, FIX_ARENA_SLABS, fix.arena_offset[0], 4096));
+    fixture_fini(&fix);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("nvme_tier");
+    TCase *tcase = tcase_create("contract");
+    tcase_set_timeout(tcase, 120);
+    tcase_add_loop_test(tcase, what_was_written_is_read, 0, N_VARIANTS);
+    tcase_add_loop_test(tcase, a_store_is_found_again, 0, 2);
+    tcase_add_loop_test(tcase, damage_is_never_served, 0, N_VARIANTS);
+    tcase_add_loop_test(tcase, a_file_cut_short_is_an_error, 0, N_VARIANTS);
+    tcase_add_loop_test(tcase, places_that_do_not_exist_are_refused, 0, 2);
+    tcase_add_loop_test(tcase, more_than_the_depth_is_back_pressure, 0, 2);
+    tcase_add_loop_test(tcase, what_it_says_of_itself, 0, 2);
+    suite_add_tcase(suite, tcase);
+    SRunner *runner = srunner_create(suite);
+    srunner_set_tap(runner, "-");
+    srunner_run_all(runner, CK_SILENT);
+    int n_failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return n_failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
