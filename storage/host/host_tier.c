@@ -289,12 +289,14 @@ static const struct kvt_tier_ops host_ops = {
 static int region_map(struct host_tier *host, unsigned flags, uint64_t page_bytes)
 {
     uint64_t base = host->n_regions * host->bytes;
-    int fd = memfd_create("kvtier-arena", MFD_CLOEXEC | flags);
+    int fd = memfd_create("kvtier-arena", MFD_CLOEXEC | MFD_ALLOW_SEALING | flags);
     if (fd < 0)
         return -1;
     /* NORESERVE: a shared mapping of huge pages would claim all of them at once, and fail if it
      * cannot; what is backed is decided slab by slab. */
+    /* Sealed: a client that maps it must not be hit by SIGBUS because somebody cut the file. */
     if (ftruncate(fd, (off_t)host->bytes) != 0 ||
+        fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) != 0 ||
         mmap(host->addr + base, host->bytes, PROT_READ | PROT_WRITE,
              MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd, 0) == MAP_FAILED) {
         int saved = errno;
