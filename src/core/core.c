@@ -173,8 +173,7 @@ enum kvt_status kvt_core_ns_open(struct kvt_core *core, const struct kvt_ns_desc
             *err = local;
         return local.status;
     }
-    if (core->config.n_nvme_slabs > 0)
-        core->actions.meta_ns(core->actions.arg, n, desc, core_meta_token(core, META_NS, 0));
+    core_meta_ns(core, n);
     *ns_p = n;
     *slot_bytes_p = core->ns[n].slot_bytes;
     return KVT_OK;

@@ -67,9 +67,11 @@ struct slab {
     uint32_t n_slots, n_used; /* used includes quarantined */
     uint32_t n_sums;
     uint32_t first_free;
-    uint32_t next, prev; /* in the list of slabs with room of its class, or of free slabs */
+    uint32_t next, prev;  /* in the list of slabs with room of its class, or of free slabs */
+    uint32_t n_meta_busy; /* announcements of its slot size under way */
     uint8_t size_class;
     bool present, listed;
+    bool meta_failed; /* the last of them: records of its slots would mean nothing */
 };
 
 struct slab_pool {
@@ -116,6 +118,7 @@ struct ns {
     uint64_t slot_bytes;
     uint8_t size_class;
     bool used;
+    bool meta_busy, meta_failed; /* its descriptor's way to the metadata */
 };
 
 struct session {
@@ -241,6 +244,7 @@ struct kvt_core {
     bool draining;
 
     uint64_t restore_bad;
+    struct heap *restore_heap; /* by generation, once the index is full */
     uint64_t stats[KVT_STAT_N];
     struct kvt_wire_item scratch[KVT_BATCH_MAX];
     uint64_t hashes[KVT_BATCH_MAX];
@@ -310,7 +314,9 @@ void core_forget_host(struct kvt_core *core, uint32_t c, bool evicted);
 void core_forget_nvme(struct kvt_core *core, uint32_t c, bool evicted);
 
 /* core_io.c */
-uint64_t core_meta_token(struct kvt_core *core, enum meta_token kind, uint32_t chunk);
+/* number: the chunk (put), slab or namespace it is about. */
+uint64_t core_meta_token(struct kvt_core *core, enum meta_token kind, uint32_t number);
+void core_meta_ns(struct kvt_core *core, uint32_t n);
 bool core_io_init(struct kvt_core *core);
 void core_io_fini(struct kvt_core *core);
 void core_want_write(struct kvt_core *core, uint32_t c);

@@ -10,7 +10,7 @@
 #define SCRUB_PASS_NS        (UINT64_C(3600) * 1000000000) /* between two passes */
 #define SCRUB_SLOTS_PER_STEP 4096                          /* empty ones looked at per flush */
 
-#define TOKEN(kind, chunk) ((uint64_t)(kind) << 32 | (chunk))
+#define TOKEN(kind, number) ((uint64_t)(kind) << 32 | (number))
 
 bool core_io_init(struct kvt_core *core)
 {
@@ -121,6 +121,8 @@ static void write_start(struct kvt_core *core, uint32_t c)
 {
     struct chunk *chunk = &core->chunks[c];
     const struct ns *ns = chunk_ns(core, c);
+    if (ns->meta_failed)
+        core_meta_ns(core, chunk->ns);
     core_set_nvme(core, c, NVME_WRITING);
     struct kvt_io *io = io_new(core, KVT_IO_WRITE, c);
     struct kvt_slot_header *header = io->header;
@@ -214,11 +216,30 @@ static void write_done(struct kvt_core *core, struct kvt_io *io, uint64_t now_ns
     write_over(core, c, io->status);
 }
 
-uint64_t core_meta_token(struct kvt_core *core, enum meta_token kind, uint32_t chunk)
+uint64_t core_meta_token(struct kvt_core *core, enum meta_token kind, uint32_t number)
 {
     core->n_meta_busy++;
     core->n_meta_kind_busy[kind]++;
-    return TOKEN(kind, chunk);
+    return TOKEN(kind, number);
+}
+
+void core_meta_ns(struct kvt_core *core, uint32_t n)
+{
+    struct ns *ns = &core->ns[n];
+    if (core->config.n_nvme_slabs == 0 || ns->meta_busy)
+        return;
+    ns->meta_busy = true;
+    ns->meta_failed = false;
+    core->actions.meta_ns(core->actions.arg, n, &ns->desc, core_meta_token(core, META_NS, n));
+}
+
+/* A record is worth something only with what explains it: answers come in order, so what is still
+ * under way here was sent anew after a failure, and after the record. */
+static bool record_explained(const struct kvt_core *core, uint32_t c)
+{
+    const struct ns *ns = &core->ns[core->chunks[c].ns];
+    const struct slab *slab = &core->pool[NVME].slabs[slot_slab(core->chunks[c].nvme_slot)];
+    return !ns->meta_busy && !ns->meta_failed && slab->n_meta_busy == 0 && !slab->meta_failed;
 }
 
 void kvt_core_meta_done(struct kvt_core *core, uint64_t token, enum kvt_status status,
@@ -231,9 +252,23 @@ void kvt_core_meta_done(struct kvt_core *core, uint64_t token, enum kvt_status s
     KVT_ASSERT(core->n_meta_busy > 0);
     core->n_meta_busy--;
     core->n_meta_kind_busy[token >> 32]--;
-    if (token != TOKEN(META_PUT, c))
+    switch ((enum meta_token)(token >> 32)) {
+    case META_NS:
+        core->ns[c].meta_busy = false;
+        core->ns[c].meta_failed = status != KVT_OK;
         return;
+    case META_SLAB:
+        core->pool[NVME].slabs[c].n_meta_busy--;
+        core->pool[NVME].slabs[c].meta_failed = status != KVT_OK;
+        return;
+    case META_PUT:
+        break;
+    default:
+        return;
+    }
     KVT_ASSERT(chunk->nvme_state == NVME_META);
+    if (status == KVT_OK && !record_explained(core, c))
+        status = KVT_ERR_IO;
     if (status == KVT_OK) {
         policy->ops->insert(policy, c, chunk_ns(core, c)->size_class,
                             core_hash(core, &chunk->key, chunk->ns), 0, core->tick);

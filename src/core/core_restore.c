@@ -4,6 +4,7 @@
  * stays until its slot is used again, so two records can name one key, of which the later write
  * counts; whatever contradicts itself is left out. Bytes are verified when they are read.
  */
+#include <stdlib.h>
 #include <string.h>
 
 #include "core_internal.h"
@@ -42,6 +43,40 @@ void kvt_core_restore_slab(struct kvt_core *core, uint32_t s, uint64_t slot_byte
         core->restore_bad++;
 }
 
+/* Records may be more than the index holds, since those of evicted chunks are among them: the
+ * newest stay. */
+static bool restore_room(struct kvt_core *core, uint64_t generation)
+{
+    struct slab_pool *pool = &core->pool[NVME];
+    if (core->free_chunk != NONE || core->n_chunks_used < core->config.n_chunks_max)
+        return true;
+    if (core->restore_heap == NULL) {
+        struct heap *heap = calloc(1, sizeof(*heap));
+        if (heap == NULL)
+            return false;
+        core->restore_heap = heap;
+        if (!heap_init(heap, core->config.n_chunks_max))
+            return false;
+        for (uint32_t c = 0; c < core->n_chunks_used; c++)
+            heap_set(heap, c, stashed_generation(&core->chunks[c]));
+    }
+    if (core->restore_heap->n == 0 || heap_first(core->restore_heap) >= generation)
+        return false;
+    uint32_t c = core->restore_heap->ids[0];
+    struct chunk *chunk = &core->chunks[c];
+    struct slab *slab = &pool->slabs[slot_slab(chunk->nvme_slot)];
+    heap_remove(core->restore_heap, c);
+    slab->owner[slot_index(chunk->nvme_slot)] = OWNER_FREE;
+    slab->n_used--;
+    pool->policy->ops->remove(pool->policy, c, false, core->tick);
+    chunk->nvme_state = NVME_NONE;
+    chunk->nvme_slot = KVT_SLOT_NONE;
+    chunk->first_child = chunk->next_sibling = chunk->write_next = chunk->write_prev = NONE;
+    core_chunk_drop(core, c);
+    core->restore_bad++;
+    return true;
+}
+
 static void restore_record(struct kvt_core *core, const struct kvt_meta_record *record,
                            uint64_t hash)
 {
@@ -62,11 +97,11 @@ static void restore_record(struct kvt_core *core, const struct kvt_meta_record *
         old->owner[slot_index(core->chunks[c].nvme_slot)] = OWNER_FREE;
         old->n_used--;
     } else {
-        c = core_chunk_new(core, &record->key, record->ns);
-        if (c == NONE) {
+        if (!restore_room(core, record->generation)) {
             core->restore_bad++;
             return;
         }
+        c = core_chunk_new(core, &record->key, record->ns);
         core->tick++;
         pool->policy->ops->insert(pool->policy, c, core->ns[record->ns].size_class, hash, 0,
                                   core->tick);
@@ -80,6 +115,8 @@ static void restore_record(struct kvt_core *core, const struct kvt_meta_record *
     chunk->nvme_state = NVME_VALID;
     chunk->digest = record->digest;
     stash(chunk, record);
+    if (core->restore_heap != NULL)
+        heap_set(core->restore_heap, c, record->generation);
     pool->slabs[s].owner[i] = c;
     pool->slabs[s].n_used++;
     core->generation = KVT_MAX(core->generation, record->generation);
@@ -118,6 +155,11 @@ static uint32_t parent_of(const struct kvt_core *core, const struct chunk *chunk
 uint64_t kvt_core_restore_end(struct kvt_core *core)
 {
     struct slab_pool *pool = &core->pool[NVME];
+    if (core->restore_heap != NULL) {
+        heap_fini(core->restore_heap);
+        free(core->restore_heap);
+        core->restore_heap = NULL;
+    }
     for (uint32_t c = 0; c < core->n_chunks_used; c++) {
         struct chunk *chunk = &core->chunks[c];
         chunk->prev_sibling = parent_of(core, chunk);

@@ -169,15 +169,19 @@ uint32_t core_slot_take(struct kvt_core *core, struct slab_pool *pool, unsigned 
                         uint32_t chunk)
 {
     uint32_t s = pool->room_head[size_class];
-    if (s == NONE) {
+    bool assigned = s == NONE;
+    if (assigned) {
         s = pool->free_head;
         if (s == NONE || !core_slab_assign(core, pool, s, size_class))
             return KVT_SLOT_NONE;
-        if (pool->tier == NVME)
-            core->actions.meta_slab(core->actions.arg, s, core->class_bytes[size_class],
-                                    core_meta_token(core, META_SLAB, 0));
     }
     struct slab *slab = &pool->slabs[s];
+    if (pool->tier == NVME && (assigned || (slab->meta_failed && slab->n_meta_busy == 0))) {
+        slab->meta_failed = false;
+        slab->n_meta_busy++;
+        core->actions.meta_slab(core->actions.arg, s, core->class_bytes[slab->size_class],
+                                core_meta_token(core, META_SLAB, s));
+    }
     uint32_t i = slab->first_free;
     uint32_t next = slab->owner[i] & ~OWNER_FREE;
     slab->owner[i] = chunk;

@@ -389,7 +389,8 @@ void sim_meta_restore(struct sim *sim)
     for (unsigned i = 0; i < meta->n_slabs; i++)
         kvt_core_restore_slab(sim->core, meta->slabs[i].number, meta->slabs[i].slot_bytes);
     while (at < meta->n_records) {
-        unsigned n = KVT_MIN((unsigned)sim_range(&sim->rng, 1, 256), meta->n_records - at);
+        unsigned n = (unsigned)sim_range(&sim->rng, 1, 256);
+        n = KVT_MIN(n, meta->n_records - at);
         kvt_core_restore_records(sim->core, meta->records + at, n);
         at += n;
     }
