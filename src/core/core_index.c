@@ -287,6 +287,16 @@ static bool is_candidate(const struct chunk *chunk, enum tier tier)
            (chunk->host_state == HOST_VALID || chunk->n_children[HOST] == 0);
 }
 
+uint32_t core_parent_in(const struct kvt_core *core, uint32_t c, enum tier tier)
+{
+    uint32_t parent = core->chunks[c].parent;
+    if (parent == NONE)
+        return KVT_CHUNK_NONE;
+    const struct chunk *chunk = &core->chunks[parent];
+    bool held = tier == HOST ? chunk->host_state == HOST_VALID : chunk->nvme_state == NVME_VALID;
+    return held ? parent : KVT_CHUNK_NONE;
+}
+
 void core_update_candidate(struct kvt_core *core, uint32_t c)
 {
     struct chunk *chunk = &core->chunks[c];

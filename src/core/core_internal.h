@@ -277,6 +277,8 @@ void core_link(struct kvt_core *core, uint32_t c, uint32_t parent);
 void core_set_host(struct kvt_core *core, uint32_t c, enum host_state state);
 void core_set_nvme(struct kvt_core *core, uint32_t c, enum nvme_state state);
 void core_update_candidate(struct kvt_core *core, uint32_t c);
+/* Its parent, if the tier's policy knows it; else KVT_CHUNK_NONE. */
+uint32_t core_parent_in(const struct kvt_core *core, uint32_t c, enum tier tier);
 
 static inline bool chunk_held(const struct chunk *c)
 {

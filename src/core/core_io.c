@@ -271,7 +271,8 @@ void kvt_core_meta_done(struct kvt_core *core, uint64_t token, enum kvt_status s
         status = KVT_ERR_IO;
     if (status == KVT_OK) {
         policy->ops->insert(policy, c, chunk_ns(core, c)->size_class,
-                            core_hash(core, &chunk->key, chunk->ns), 0, core->tick);
+                            core_hash(core, &chunk->key, chunk->ns), core_parent_in(core, c, NVME),
+                            core->tick);
         core_set_nvme(core, c, NVME_VALID);
     } else {
         STAT(core, NVME_WRITE_ERRORS)++;
@@ -347,7 +348,8 @@ static void read_done(struct kvt_core *core, struct kvt_io *io)
     memcpy(core_slot_sums(pool, chunk->host_slot), io->header->sums,
            io->n_segments * sizeof(io->header->sums[0]));
     pool->policy->ops->insert(pool->policy, c, chunk_ns(core, c)->size_class,
-                              core_hash(core, &chunk->key, chunk->ns), 0, core->tick);
+                              core_hash(core, &chunk->key, chunk->ns),
+                              core_parent_in(core, c, HOST), core->tick);
     core_set_host(core, c, HOST_VALID);
     if (!scrub)
         pool->policy->ops->hit(pool->policy, c, core->tick);

@@ -422,8 +422,8 @@ static void commit_item(struct kvt_core *core, uint32_t o, uint32_t i, const uin
     reserved_bytes(core, op, false);
     core->tick++;
     host->policy->ops->insert(host->policy, c, ns->size_class,
-                              core_hash(core, &chunk->key, chunk->ns), op->n_prefix_hits,
-                              core->tick);
+                              core_hash(core, &chunk->key, chunk->ns),
+                              core_parent_in(core, c, HOST), core->tick);
     core_set_host(core, c, HOST_VALID);
     STAT(core, STORED_CHUNKS)++;
     STAT(core, STORED_BYTES) += ns->desc.chunk_bytes;

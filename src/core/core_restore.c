@@ -103,8 +103,8 @@ static void restore_record(struct kvt_core *core, const struct kvt_meta_record *
         }
         c = core_chunk_new(core, &record->key, record->ns);
         core->tick++;
-        pool->policy->ops->insert(pool->policy, c, core->ns[record->ns].size_class, hash, 0,
-                                  core->tick);
+        pool->policy->ops->insert(pool->policy, c, core->ns[record->ns].size_class, hash,
+                                  KVT_CHUNK_NONE, core->tick);
     }
     /* Shapes of one slot size that differ in their segments are classes of their own; the metadata
      * names the slot size alone. */

@@ -1,215 +1,79 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Least hit density, aware of chains (after Beckmann et al., NSDI 2018). A chunk is worth the
- * chance that it is used again, divided by the time it would hold its slot until then; of some
- * random candidates the one worth least goes. Worth is learnt: for each class of chunks (how often
- * used, how it came to be stored), how likely a use is at each age.
+ * Least hit density, aware of prefix chains (after Beckmann et al., NSDI 2018). A chunk is worth
+ * the chance that it is used again, divided by the time that it would hold its slot until then; of
+ * a random sample of candidates the one worth least goes. The tables of worth are learnt by
+ * policy_lhd_model.c: for each kind of chunk, by its age.
+ *
+ * The kind of a chunk is what a conversation shows of itself: how often it has gone on so far, at
+ * this chunk and before it was stored; whether the chunk was ever followed by another; whether much
+ * was new in its prompt. A chunk behind one with several children begins a conversation: what they
+ * share is a common prompt, and says nothing about this one.
  */
 #include "kvt/policy.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 #include "kvt/util.h"
+#include "policy_lhd_model.h"
 
-#define N_SAMPLES 64  /* candidates compared for one victim */
-#define N_TRIES   256 /* draws, vetoed ones included */
+#define N_SAMPLES 128 /* candidates compared for one victim */
+#define N_TRIES   384 /* draws, vetoed ones included */
+#define DRAW_STEP 16  /* draws fetched at once */
 
-/* Ages are in accesses, in units of 16; buckets are a quarter of a doubling wide. */
-#define UNIT_SHIFT 4
-#define N_BUCKETS  112
-#define N_CLASSES  8
-
-#define RING_MAX   (UINT32_C(1) << 18)
-#define SWEEP_STEP 16
+#define TURN_MAX   7 /* what the small fields of a chunk can hold */
+#define USES_MAX   7
+#define KIDS_MAX   3
+#define RUN_MAX    15
+#define RUN_LONG   8 /* new chunks in a row that are more than another question and answer */
+#define KIDS_SHARE 3 /* children that make a chunk a common prompt */
 
 struct lhd_chunk {
-    uint32_t used;  /* when, in units */
+    uint32_t used;  /* when, in units of the model */
     uint32_t print; /* of its key */
-    uint32_t place; /* in its candidate list, + 1; 0: not a candidate */
-    uint8_t size_class;
-    uint8_t class;
-    uint16_t pad;
+    uint32_t place; /* in its class's list of candidates, + 1; 0: not a candidate */
+    unsigned size_class : 4;
+    unsigned turn : 3; /* of the conversation, when it was stored */
+    unsigned uses : 3; /* since */
+    unsigned kids : 2; /* that were stored behind it */
+    unsigned run : 4;  /* new chunks before it in its prompt */
 };
+
+_Static_assert(sizeof(struct lhd_chunk) == 16, "bytes per chunk");
+_Static_assert(KVT_CLASSES_MAX <= 16, "a class fits its bits");
+_Static_assert((TURN_MAX + 1) * 8 == LHD_KINDS, "kinds of kind_of()");
 
 struct lhd_list {
-    uint32_t *chunks;
+    uint32_t *chunks; /* candidates in no order; address space for n_chunks_max */
     uint32_t n;
     uint32_t n_peak;
-};
-
-struct ghost {
-    uint32_t print;
-    uint32_t used;
-    uint8_t class;
-    bool live;
 };
 
 struct lhd {
     struct kvt_policy base;
     uint32_t n_chunks_max;
-    uint32_t n_chunks_peak;
+    uint32_t n_chunks_peak; /* highest chunk seen, + 1 */
+    uint32_t n_held;
     uint64_t random;
     struct lhd_chunk *chunks;
     struct lhd_list lists[KVT_CLASSES_MAX];
-
-    struct ghost *ring;
-    uint32_t *table;
-    uint64_t n_written;
-    uint32_t sample_mask;
-
-    uint64_t sweep_at;
-    float hits[N_CLASSES][N_BUCKETS];
-    float ends[N_CLASSES][N_BUCKETS];
-    uint32_t waiting[N_CLASSES][N_BUCKETS];
-    float worth[N_CLASSES][N_BUCKETS];
+    struct lhd_model *model;
 };
-
-#define P_decay 0.98
-#define P_k     20.0
-#define P_k0    4.0
-#define P_prior 0.035
-#define P_cont  3u
-
-static unsigned bucket_of(uint32_t age)
-{
-    if (age < 4)
-        return age;
-    unsigned e = 31 - (unsigned)__builtin_clz(age);
-    unsigned b = 4 * (e - 1) + (age >> (e - 2) & 3);
-    return b;
-}
-static double bucket_start(unsigned b)
-{
-    if (b < 4)
-        return b;
-    unsigned e = b / 4 + 1;
-    return (double)(4 + b % 4) * (double)(UINT64_C(1) << (e - 2));
-}
-
-static void build(struct lhd *lhd)
-{
-    double all_hits[N_BUCKETS] = {0}, all_reached[N_BUCKETS] = {0}, prior[N_BUCKETS];
-    double reached[N_CLASSES][N_BUCKETS];
-    for (unsigned c = 0; c < N_CLASSES; c++) {
-        double r = 0;
-        for (unsigned b = N_BUCKETS; b-- > 0;) {
-            r += lhd->hits[c][b] + (lhd->ends[c][b] + lhd->waiting[c][b]) * 1.0;
-            reached[c][b] = r;
-            all_hits[b] += lhd->hits[c][b];
-            all_reached[b] += r;
-        }
-    }
-    for (unsigned b = 0; b < N_BUCKETS; b++)
-        prior[b] = (all_hits[b] + P_k0 * P_prior) / (all_reached[b] + P_k0);
-    for (unsigned c = 0; c < N_CLASSES; c++) {
-        double t[N_BUCKETS + 1], h[N_BUCKETS + 1];
-        double s = 1;
-        t[0] = h[0] = 0;
-        for (unsigned b = 0; b < N_BUCKETS; b++) {
-            double hz = (lhd->hits[c][b] + P_k * prior[b]) / (reached[c][b] + P_k);
-            if (hz > 0.99)
-                hz = 0.99;
-            double w = bucket_start(b + 1) - bucket_start(b);
-            h[b + 1] = h[b] + s * hz;
-            t[b + 1] = t[b] + s * (1 - hz / 2) * w;
-            s *= 1 - hz;
-        }
-        unsigned stack[N_BUCKETS + 1], n = 0;
-        stack[n++] = N_BUCKETS;
-        for (unsigned b = N_BUCKETS; b-- > 0;) {
-#define SLOPE(i, j) ((h[j] - h[i]) / (t[j] - t[i]))
-            while (n > 1 && SLOPE(b, stack[n - 1]) < SLOPE(stack[n - 1], stack[n - 2]))
-                n--;
-            lhd->worth[c][b] = (float)SLOPE(b, stack[n - 1]);
-            stack[n++] = b;
-        }
-    }
-    for (unsigned c = 0; c < N_CLASSES; c++)
-        for (unsigned b = 0; b < N_BUCKETS; b++) {
-            lhd->hits[c][b] *= (float)P_decay;
-            lhd->ends[c][b] *= (float)P_decay;
-            lhd->waiting[c][b] = 0;
-        }
-}
-
-/* --- table: print -> ring place + 1 --- */
-static uint32_t table_home(const struct lhd *lhd, uint32_t print)
-{
-    return (print * UINT32_C(2654435769)) >> 13;
-}
-#define TMASK (RING_MAX * 2 - 1)
-static uint32_t table_find(const struct lhd *lhd, uint32_t print, uint32_t *at_p)
-{
-    uint32_t at = table_home(lhd, print);
-    for (; lhd->table[at] != 0; at = (at + 1) & TMASK)
-        if (lhd->ring[lhd->table[at] - 1].print == print)
-            break;
-    *at_p = at;
-    return lhd->table[at];
-}
-static void table_del(struct lhd *lhd, uint32_t hole)
-{
-    for (uint32_t at = (hole + 1) & TMASK; lhd->table[at] != 0; at = (at + 1) & TMASK) {
-        uint32_t home = table_home(lhd, lhd->ring[lhd->table[at] - 1].print);
-        if (((at - home) & TMASK) >= ((at - hole) & TMASK)) {
-            lhd->table[hole] = lhd->table[at];
-            hole = at;
-        }
-    }
-    lhd->table[hole] = 0;
-}
-
-static uint32_t age_of(uint32_t used, uint32_t now)
-{
-    return now - used;
-}
-
-static struct ghost *monitor_find(struct lhd *lhd, uint32_t print)
-{
-    uint32_t at;
-    uint32_t p = table_find(lhd, print, &at);
-    return p ? &lhd->ring[p - 1] : NULL;
-}
-
-/* an access: resolves the old entry and starts a new one */
-static void monitor_access(struct lhd *lhd, uint32_t print, unsigned class, uint32_t now)
-{
-    uint32_t at;
-    uint32_t p = table_find(lhd, print, &at);
-    if (p) {
-        struct ghost *g = &lhd->ring[p - 1];
-        lhd->hits[g->class][bucket_of(age_of(g->used, now))] += 1;
-        g->live = false;
-        table_del(lhd, at);
-    }
-    uint32_t place = (uint32_t)(lhd->n_written++ % RING_MAX);
-    struct ghost *g = &lhd->ring[place];
-    if (g->live) {
-        lhd->ends[g->class][bucket_of(age_of(g->used, now))] += 1;
-        table_find(lhd, g->print, &at);
-        table_del(lhd, at);
-    }
-    *g = (struct ghost){print, now, (uint8_t) class, true};
-    table_find(lhd, print, &at);
-    lhd->table[at] = place + 1;
-
-    uint64_t n = KVT_MIN(lhd->n_written, RING_MAX);
-    for (unsigned i = 0; i < SWEEP_STEP; i++) {
-        if (lhd->sweep_at >= n) {
-            build(lhd);
-            lhd->sweep_at = 0;
-            break;
-        }
-        g = &lhd->ring[lhd->sweep_at++];
-        if (g->live)
-            lhd->waiting[g->class][bucket_of(age_of(g->used, now))]++;
-    }
-}
 
 static struct lhd *lhd_of(struct kvt_policy *policy)
 {
     return kvt_container_of(policy, struct lhd, base);
+}
+
+static uint32_t unit_of(uint64_t tick)
+{
+    return (uint32_t)(tick >> LHD_UNIT_SHIFT);
+}
+
+static unsigned kind_of(const struct lhd_chunk *c)
+{
+    unsigned turn = KVT_MIN(c->turn + c->uses, (unsigned)TURN_MAX);
+    return turn * 8 + (c->uses > 0) * 4u + (c->kids > 0) * 2u + (c->run >= RUN_LONG);
 }
 
 static void lhd_destroy(struct kvt_policy *policy)
@@ -219,8 +83,7 @@ static void lhd_destroy(struct kvt_policy *policy)
     kvt_big_free(lhd->chunks, n * sizeof(*lhd->chunks));
     for (unsigned c = 0; c < KVT_CLASSES_MAX; c++)
         kvt_big_free(lhd->lists[c].chunks, n * sizeof(*lhd->lists[c].chunks));
-    kvt_big_free(lhd->ring, RING_MAX * sizeof(*lhd->ring));
-    kvt_big_free(lhd->table, RING_MAX * 2 * sizeof(*lhd->table));
+    lhd_model_destroy(lhd->model);
     free(lhd);
 }
 
@@ -232,51 +95,72 @@ static struct kvt_policy *lhd_create(const struct kvt_policy_config *config)
     uint64_t n = config->n_chunks_max;
     lhd->base.ops = &kvt_policy_lhd;
     lhd->n_chunks_max = config->n_chunks_max;
-    lhd->random = config->seed * 2 + 1;
+    lhd->random = config->seed * 2 + 1; /* xorshift never leaves 0 */
     lhd->chunks = kvt_big_calloc(n * sizeof(*lhd->chunks));
-    bool ok = lhd->chunks != NULL;
+    lhd->model = lhd_model_create();
+    bool ok = lhd->chunks != NULL && lhd->model != NULL;
     for (unsigned c = 0; c < KVT_CLASSES_MAX; c++) {
         lhd->lists[c].chunks = kvt_big_calloc(n * sizeof(*lhd->lists[c].chunks));
         ok = ok && lhd->lists[c].chunks != NULL;
     }
-    lhd->ring = kvt_big_calloc(RING_MAX * sizeof(*lhd->ring));
-    lhd->table = kvt_big_calloc(RING_MAX * 2 * sizeof(*lhd->table));
-    build(lhd);
-    if (ok && lhd->ring != NULL && lhd->table != NULL)
+    if (ok)
         return &lhd->base;
     lhd_destroy(&lhd->base);
     return NULL;
 }
 
+/* What the parent says about a chunk that is stored behind it. */
+static void inherit(struct lhd *lhd, struct lhd_chunk *c, struct lhd_chunk *parent)
+{
+    if (parent->kids == 0 && parent->uses == 0) { /* new in the same prompt */
+        c->turn = parent->turn;
+        c->run = KVT_MIN(parent->run + 1u, (unsigned)RUN_MAX);
+    } else if (parent->kids < KIDS_SHARE) {
+        c->turn = KVT_MIN(parent->turn + (unsigned)parent->uses, (unsigned)TURN_MAX);
+    }
+    if (parent->kids < KIDS_MAX)
+        parent->kids++;
+    if (parent->kids == 1)
+        lhd_model_rekind(lhd->model, parent->print, kind_of(parent));
+}
+
 static void lhd_insert(struct kvt_policy *policy, uint32_t chunk, unsigned size_class,
-                       uint64_t key_hash, uint32_t n_prefix_hits, uint64_t tick)
+                       uint64_t key_hash, uint32_t parent, uint64_t tick)
 {
     struct lhd *lhd = lhd_of(policy);
     KVT_ASSERT(chunk < lhd->n_chunks_max && size_class < KVT_CLASSES_MAX);
-    uint32_t print = (uint32_t)(key_hash ^ key_hash >> 32);
-    uint32_t now = (uint32_t)(tick >> UNIT_SHIFT);
-    struct ghost *g = monitor_find(lhd, print);
-    unsigned class = n_prefix_hits > P_cont ? 1 : 0;
-    if (g) {
-        class = g->class < 2 ? 2 : KVT_MIN(g->class + 1u, N_CLASSES - 1u);
-    }
-    lhd->chunks[chunk] = (struct lhd_chunk){
-        .used = now,
-        .print = print,
-        .size_class = (uint8_t)size_class,
-        .class = (uint8_t) class,
+    struct lhd_chunk *c = &lhd->chunks[chunk];
+    *c = (struct lhd_chunk){
+        .used = unit_of(tick),
+        .print = (uint32_t)(key_hash ^ key_hash >> 32),
+        .size_class = size_class & 15,
     };
+    if (parent != KVT_CHUNK_NONE)
+        inherit(lhd, c, &lhd->chunks[parent]);
+    struct lhd_past past;
+    if (lhd_model_past(lhd->model, c->print, &past)) { /* it was here before: this is a use */
+        c->turn = past.turn & TURN_MAX;
+        c->uses = KVT_MIN(past.uses + 1u, (unsigned)USES_MAX);
+    }
     lhd->n_chunks_peak = KVT_MAX(lhd->n_chunks_peak, chunk + 1);
-    monitor_access(lhd, print, class, now);
+    lhd->n_held++;
+    past = (struct lhd_past){.turn = c->turn, .uses = c->uses};
+    lhd_model_access(lhd->model, c->print, kind_of(c), past, c->used, lhd->n_held);
 }
 
 static void lhd_hit(struct kvt_policy *policy, uint32_t chunk, uint64_t tick)
 {
     struct lhd *lhd = lhd_of(policy);
     struct lhd_chunk *c = &lhd->chunks[chunk];
-    c->used = (uint32_t)(tick >> UNIT_SHIFT);
-    c->class = c->class < 2 ? 2 : KVT_MIN(c->class + 1u, N_CLASSES - 1u);
-    monitor_access(lhd, c->print, c->class, c->used);
+    uint32_t now = unit_of(tick);
+    /* The load that brought it into this tier, or another at the same moment: still one use. */
+    if (now == c->used && c->uses > 0)
+        return;
+    c->used = now;
+    if (c->uses < USES_MAX)
+        c->uses++;
+    struct lhd_past past = {.turn = c->turn, .uses = c->uses};
+    lhd_model_access(lhd->model, c->print, kind_of(c), past, now, lhd->n_held);
 }
 
 static void lhd_candidate(struct kvt_policy *policy, uint32_t chunk, bool is_candidate)
@@ -287,8 +171,8 @@ static void lhd_candidate(struct kvt_policy *policy, uint32_t chunk, bool is_can
     KVT_ASSERT((c->place != 0) != is_candidate);
     if (is_candidate) {
         list->chunks[list->n++] = chunk;
-        c->place = list->n;
         list->n_peak = KVT_MAX(list->n_peak, list->n);
+        c->place = list->n;
     } else {
         uint32_t last = list->chunks[--list->n];
         list->chunks[c->place - 1] = last;
@@ -300,18 +184,19 @@ static void lhd_candidate(struct kvt_policy *policy, uint32_t chunk, bool is_can
 static void lhd_remove(struct kvt_policy *policy, uint32_t chunk, bool evicted, uint64_t tick)
 {
     struct lhd *lhd = lhd_of(policy);
-    (void)evicted;
+    (void)evicted; /* the model remembers it either way: a deleted one will not come back */
     (void)tick;
     if (lhd->chunks[chunk].place != 0)
         lhd_candidate(policy, chunk, false);
+    lhd->n_held--;
 }
 
-static uint64_t next_random(struct lhd *lhd)
+static uint32_t random_below(struct lhd *lhd, uint32_t n)
 {
     lhd->random ^= lhd->random << 13;
     lhd->random ^= lhd->random >> 7;
     lhd->random ^= lhd->random << 17;
-    return lhd->random;
+    return (uint32_t)((lhd->random >> 32) * n >> 32);
 }
 
 static uint32_t lhd_victim(struct kvt_policy *policy, unsigned size_class,
@@ -319,25 +204,40 @@ static uint32_t lhd_victim(struct kvt_policy *policy, unsigned size_class,
 {
     struct lhd *lhd = lhd_of(policy);
     const struct lhd_list *list = &lhd->lists[size_class];
-    uint32_t now = (uint32_t)(tick >> UNIT_SHIFT);
+    uint32_t now = unit_of(tick);
     uint32_t victim = KVT_CHUNK_NONE;
-    float least = 0;
     uint32_t victim_age = 0;
-    unsigned n = 0;
-    bool all = list->n <= N_SAMPLES;
-    for (unsigned i = 0; i < (all ? list->n : N_TRIES) && n < N_SAMPLES; i++) {
-        uint32_t chunk =
-            list->chunks[all ? i : (uint32_t)(((next_random(lhd) >> 32) * list->n) >> 32)];
-        if (!usable(arg, chunk))
-            continue;
-        n++;
-        const struct lhd_chunk *c = &lhd->chunks[chunk];
-        uint32_t age = age_of(c->used, now);
-        float worth = lhd->worth[c->class][bucket_of(age)];
-        if (victim == KVT_CHUNK_NONE || worth < least || (worth == least && age > victim_age)) {
-            victim = chunk;
-            least = worth;
-            victim_age = age;
+    float least = 0;
+    bool all = list->n <= N_TRIES; /* then a walk is no more than a draw, and misses none */
+    unsigned n_tries = all ? list->n : N_TRIES;
+    unsigned n_usable = 0;
+    for (unsigned tried = 0; tried < n_tries && n_usable < (all ? N_TRIES : N_SAMPLES);) {
+        /* Each draw is a cache miss or two in a large tier: let some be under way together. */
+        uint32_t drawn[DRAW_STEP];
+        unsigned n_drawn = KVT_MIN(n_tries - tried, (unsigned)DRAW_STEP);
+        for (unsigned i = 0; i < n_drawn; i++) {
+            drawn[i] = all ? tried + i : random_below(lhd, list->n);
+            __builtin_prefetch(&list->chunks[drawn[i]]);
+        }
+        for (unsigned i = 0; i < n_drawn; i++) {
+            drawn[i] = list->chunks[drawn[i]];
+            __builtin_prefetch(&lhd->chunks[drawn[i]]);
+        }
+        tried += n_drawn;
+        for (unsigned i = 0; i < n_drawn; i++) {
+            const struct lhd_chunk *c = &lhd->chunks[drawn[i]];
+            uint32_t age = now - c->used;
+            float worth = lhd_model_worth(lhd->model, kind_of(c), age);
+            bool lesser =
+                victim == KVT_CHUNK_NONE || worth < least || (worth == least && age > victim_age);
+            if (!usable(arg, drawn[i]))
+                continue;
+            n_usable++;
+            if (lesser) {
+                victim = drawn[i];
+                victim_age = age;
+                least = worth;
+            }
         }
     }
     return victim;
@@ -346,7 +246,10 @@ static uint32_t lhd_victim(struct kvt_policy *policy, unsigned size_class,
 static uint64_t lhd_memory_bytes(const struct kvt_policy *policy)
 {
     const struct lhd *lhd = kvt_container_of(policy, const struct lhd, base);
-    return sizeof(*lhd) + lhd->n_chunks_peak * sizeof(*lhd->chunks);
+    uint64_t bytes = sizeof(*lhd) + lhd->n_chunks_peak * sizeof(*lhd->chunks);
+    for (unsigned c = 0; c < KVT_CLASSES_MAX; c++)
+        bytes += lhd->lists[c].n_peak * sizeof(*lhd->lists[c].chunks);
+    return bytes + lhd_model_memory_bytes(lhd->model);
 }
 
 const struct kvt_policy_ops kvt_policy_lhd = {

@@ -7,8 +7,7 @@
 #include "kvt/util.h"
 #include "policy_order.h"
 
-#define LOOK_MAX   256 /* candidates looked at for one victim */
-#define CLASS_BITS 4   /* of a key; above them the tick of the last use */
+#define CLASS_BITS 4 /* of a key; above them the tick of the last use */
 
 _Static_assert(KVT_CLASSES_MAX <= 1 << CLASS_BITS, "a class fits its bits");
 
@@ -46,11 +45,11 @@ static struct kvt_policy *lru_create(const struct kvt_policy_config *config)
 }
 
 static void lru_insert(struct kvt_policy *policy, uint32_t chunk, unsigned size_class,
-                       uint64_t key_hash, uint32_t n_prefix_hits, uint64_t tick)
+                       uint64_t key_hash, uint32_t parent, uint64_t tick)
 {
     struct policy_order *order = &lru_of(policy)->order;
     (void)key_hash;
-    (void)n_prefix_hits;
+    (void)parent;
     KVT_ASSERT(chunk < order->n_chunks_max && size_class < KVT_CLASSES_MAX);
     order->keys[chunk] = tick << CLASS_BITS | size_class;
     order->n_chunks_peak = KVT_MAX(order->n_chunks_peak, chunk + 1);
@@ -88,7 +87,8 @@ static uint32_t lru_victim(struct kvt_policy *policy, unsigned size_class,
                            bool (*usable)(void *arg, uint32_t chunk), void *arg, uint64_t tick)
 {
     (void)tick;
-    return policy_order_least(&lru_of(policy)->order, size_class, LOOK_MAX, usable, arg);
+    unsigned n_look = POLICY_LOOK_MAX;
+    return policy_order_least(&lru_of(policy)->order, size_class, usable, arg, &n_look);
 }
 
 static uint64_t lru_memory_bytes(const struct kvt_policy *policy)

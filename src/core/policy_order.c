@@ -4,8 +4,7 @@
 #include "kvt/policy.h"
 #include "kvt/util.h"
 
-#define ARITY    4
-#define LOOK_MAX 256
+#define ARITY 4
 
 bool policy_order_init(struct policy_order *order, uint32_t n_chunks_max, unsigned n_heaps)
 {
@@ -98,23 +97,24 @@ void policy_order_grown(struct policy_order *order, unsigned heap, uint32_t chun
     heap_down(order, &order->heaps[heap], order->place[chunk] - 1, chunk);
 }
 
-uint32_t policy_order_least(struct policy_order *order, unsigned heap_number, unsigned n_look,
-                            bool (*usable)(void *arg, uint32_t chunk), void *arg)
+uint32_t policy_order_least(struct policy_order *order, unsigned heap_number,
+                            bool (*usable)(void *arg, uint32_t chunk), void *arg,
+                            unsigned *n_look_p)
 {
     struct policy_heap *heap = &order->heaps[heap_number];
     /* Set the vetoed aside to see the next, then put them back. */
-    uint32_t vetoed[LOOK_MAX];
+    uint32_t vetoed[POLICY_LOOK_MAX];
     unsigned n_vetoed = 0;
     uint32_t found = KVT_CHUNK_NONE;
-    n_look = KVT_MIN(n_look, LOOK_MAX);
-    while (heap->n > 0 && n_vetoed < n_look) {
+    for (; *n_look_p > 0 && heap->n > 0 && found == KVT_CHUNK_NONE; --*n_look_p) {
         uint32_t least = heap->chunks[0];
         if (usable(arg, least)) {
             found = least;
-            break;
+        } else {
+            KVT_ASSERT(n_vetoed < POLICY_LOOK_MAX);
+            policy_order_remove(order, heap_number, least);
+            vetoed[n_vetoed++] = least;
         }
-        policy_order_remove(order, heap_number, least);
-        vetoed[n_vetoed++] = least;
     }
     while (n_vetoed > 0)
         policy_order_push(order, heap_number, vetoed[--n_vetoed]);

@@ -12,10 +12,8 @@
 #include "kvt/util.h"
 #include "policy_order.h"
 
-#define SMALL_SHARE 10  /* the small queue's part of the chunks: one in so many */
-#define FREQ_MAX    3   /* uses that count */
-#define LOOK_MAX    256 /* candidates looked at for one victim */
-#define VETOED_MAX  64  /* of them, vetoed in a row */
+#define SMALL_SHARE 10 /* the small queue's part of the chunks: one in so many */
+#define FREQ_MAX    3  /* uses that count */
 #define GHOSTS_MAX  (UINT32_C(1) << 19)
 
 /* A key: number of the entry into the queue, then these. */
@@ -116,10 +114,10 @@ static struct kvt_policy *s3_create(const struct kvt_policy_config *config)
 }
 
 static void s3_insert(struct kvt_policy *policy, uint32_t chunk, unsigned size_class,
-                      uint64_t key_hash, uint32_t n_prefix_hits, uint64_t tick)
+                      uint64_t key_hash, uint32_t parent, uint64_t tick)
 {
     struct s3 *s3 = s3_of(policy);
-    (void)n_prefix_hits;
+    (void)parent;
     (void)tick;
     KVT_ASSERT(chunk < s3->order.n_chunks_max && size_class < KVT_CLASSES_MAX);
     s3->prints[chunk] = print_of(key_hash);
@@ -181,28 +179,28 @@ static uint32_t s3_victim(struct kvt_policy *policy, unsigned size_class,
 {
     struct s3 *s3 = s3_of(policy);
     const uint32_t *n = s3->n_members[size_class];
+    unsigned n_look = POLICY_LOOK_MAX;
+    uint32_t chunk = KVT_CHUNK_NONE;
     (void)tick;
-    for (unsigned looked = 0; looked < LOOK_MAX; looked++) {
+    while (n_look > 0) {
         enum queue queue = n[QUEUE_SMALL] >= (n[QUEUE_SMALL] + n[QUEUE_MAIN]) / SMALL_SHARE
                                ? QUEUE_SMALL
                                : QUEUE_MAIN;
-        uint32_t chunk =
-            policy_order_least(&s3->order, size_class * QUEUES + queue, VETOED_MAX, usable, arg);
+        chunk = policy_order_least(&s3->order, size_class * QUEUES + queue, usable, arg, &n_look);
         if (chunk == KVT_CHUNK_NONE) {
             queue = queue == QUEUE_SMALL ? QUEUE_MAIN : QUEUE_SMALL;
-            chunk = policy_order_least(&s3->order, size_class * QUEUES + queue, VETOED_MAX, usable,
-                                       arg);
+            chunk =
+                policy_order_least(&s3->order, size_class * QUEUES + queue, usable, arg, &n_look);
         }
-        if (chunk == KVT_CHUNK_NONE || freq_of(s3, chunk) == 0)
-            return chunk;
+        /* When all that were looked at had been used, the last of them goes. */
+        if (chunk == KVT_CHUNK_NONE || freq_of(s3, chunk) == 0 || n_look == 0)
+            break;
         /* Used: out of the small queue with a clean slate, round the main one with a use less. */
         s3->prints[chunk] =
             queue == QUEUE_SMALL ? s3->prints[chunk] & ~(uint32_t)FREQ_MAX : s3->prints[chunk] - 1;
         move_to_main(s3, chunk);
     }
-    /* All that were looked at had been used: the one that waits longest goes. */
-    return policy_order_least(&s3->order, size_class * QUEUES + QUEUE_MAIN, VETOED_MAX, usable,
-                              arg);
+    return chunk;
 }
 
 static uint64_t s3_memory_bytes(const struct kvt_policy *policy)

@@ -47,13 +47,13 @@ static uint64_t key_hash(uint64_t id)
     return id ^ id >> 31;
 }
 
-static void insert(struct replay *r, uint32_t block, uint32_t parent, uint32_t n_prefix_hits)
+static void insert(struct replay *r, uint32_t block, uint32_t parent)
 {
     const struct kvt_policy_ops *ops = r->policy->ops;
     r->parent[block] = parent;
     r->held[block] = true;
     r->n_held++;
-    ops->insert(r->policy, block, 0, key_hash(r->trace->hash_ids[block]), n_prefix_hits, ++r->tick);
+    ops->insert(r->policy, block, 0, key_hash(r->trace->hash_ids[block]), parent, ++r->tick);
     if (r->n_children[block] == 0)
         ops->candidate(r->policy, block, true);
     if (parent != KVT_CHUNK_NONE && r->n_children[parent]++ == 0)
@@ -75,7 +75,7 @@ static uint64_t request_replay(struct replay *r, const struct kvt_trace_request 
         /* A prompt longer than the tier keeps its beginning. */
         if (r->n_held == r->capacity && !evict(r))
             break;
-        insert(r, blocks[k], k == 0 ? KVT_CHUNK_NONE : blocks[k - 1], n_hits);
+        insert(r, blocks[k], k == 0 ? KVT_CHUNK_NONE : blocks[k - 1]);
     }
     return n_hits;
 }

@@ -32,12 +32,12 @@ struct kvt_policy_ops {
     void (*destroy)(struct kvt_policy *policy);
 
     /*
-     * A chunk entered the tier. key_hash identifies its content for ghosts. n_prefix_hits: how
-     * many of the chunks before it in the same prompt were already held when it was stored (a
-     * continued conversation has many, a fresh prompt few); restored after a restart: 0.
+     * A chunk entered the tier. key_hash identifies its content for ghosts. parent: the chunk
+     * before it in its prompt, if that is in the tier, else KVT_CHUNK_NONE (also for what is
+     * restored after a restart).
      */
     void (*insert)(struct kvt_policy *policy, uint32_t chunk, unsigned size_class,
-                   uint64_t key_hash, uint32_t n_prefix_hits, uint64_t tick);
+                   uint64_t key_hash, uint32_t parent, uint64_t tick);
     /* It was used. The chunks of one prompt arrive tail first, so that a parent is never older. */
     void (*hit)(struct kvt_policy *policy, uint32_t chunk, uint64_t tick);
     /* It left the tier. evicted: by this policy's choice; else deleted or lost. */
