@@ -23,7 +23,6 @@ static enum kvt_status region_check(const struct kvt_wire_welcome *welcome, uint
 {
     const struct kvt_wire_region *r = &welcome->regions[index];
     struct stat st;
-    int seals;
 
     if (r->bytes == 0 || r->bytes > ARENA_BYTES_MAX || r->base > ARENA_BYTES_MAX ||
         (r->page_bytes != KVT_PAGE_BYTES && r->page_bytes != 2 * KVT_MIB) ||
@@ -40,7 +39,7 @@ static enum kvt_status region_check(const struct kvt_wire_welcome *welcome, uint
         return kvt_error_set(err, KVT_ERR_PROTO,
                              "arena: the file of region %u is smaller than the region", index);
     /* Whoever can shrink the file can make our next touch a SIGBUS. */
-    seals = fcntl(fd, F_GET_SEALS);
+    int seals = fcntl(fd, F_GET_SEALS);
     if (seals < 0 || (seals & F_SEAL_SHRINK) == 0)
         return kvt_error_set(err, KVT_ERR_PROTO,
                              "arena: the file of region %u is not sealed against shrinking", index);
