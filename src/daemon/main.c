@@ -115,6 +115,7 @@ static int options_parse(int argc, char **argv, struct options *options)
     };
     uint64_t number;
     int c;
+    opterr = 0; /* said below, under the name that all messages bear */
     while ((c = getopt_long(argc, argv, "", longs, NULL)) != -1) {
         switch (c) {
         case CONFIG:
@@ -148,7 +149,7 @@ static int options_parse(int argc, char **argv, struct options *options)
             printf("kvtierd %s\n", KVT_VERSION);
             return EXIT_OK;
         default:
-            return usage_error("wrong usage", "");
+            return usage_error("unknown option or missing value: ", argv[optind - 1]);
         }
     }
     if (optind < argc)

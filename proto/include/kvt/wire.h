@@ -171,7 +171,7 @@ _Static_assert(sizeof(struct kvt_wire_items) == 32, "wire");
 /*
  * Some or all OK items of an open RESERVE; its op id in h.op. Then n_items uint32_t indexes padded
  * to 8 bytes, then for a commit n_items * n_segments uint64_t checksums (XXH3-64, seed 0, of each
- * segment). Items of an aborted commit go back unseen.
+ * segment). Items of an aborted commit go back unseen; an abort is not answered.
  */
 struct kvt_wire_commit {
     struct kvt_wire_header h;
