@@ -87,12 +87,16 @@ static void greeting_remove(struct agent *agent, struct conn *conn)
 
 uint64_t sessions_expire(struct agent *agent)
 {
-    struct conn *conn;
-    while ((conn = agent->greet_head) != NULL && conn->hello_deadline_ns <= agent->now_ns) {
+    struct conn *next;
+    for (struct conn *conn = agent->greet_head; conn != NULL; conn = next) {
+        KVT_ASSERT(conn->state == CONN_GREETING);
+        if (conn->hello_deadline_ns > agent->now_ns)
+            return conn->hello_deadline_ns;
+        next = conn->next;
         kvt_log(KVT_LOG_WARN, "connection closed: no hello in time pid=%d", (int)conn->pid);
         session_close(agent, conn);
     }
-    return conn != NULL ? conn->hello_deadline_ns : UINT64_MAX;
+    return UINT64_MAX;
 }
 
 /* --- coming and going ------------------------------------------------------------------------- */
