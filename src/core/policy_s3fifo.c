@@ -133,8 +133,14 @@ static void s3_hit(struct kvt_policy *policy, uint32_t chunk, uint64_t tick)
 {
     struct s3 *s3 = s3_of(policy);
     (void)tick;
-    if (freq_of(s3, chunk) < FREQ_MAX)
+    /* With a child it cannot come to the end of the small queue, where its use would be seen. */
+    if (queue_of(s3, chunk) == QUEUE_SMALL && !policy_order_holds(&s3->order, chunk)) {
+        unsigned size_class = class_of(s3, chunk);
+        s3->n_members[size_class][QUEUE_SMALL]--;
+        enter(s3, chunk, size_class, QUEUE_MAIN);
+    } else if (freq_of(s3, chunk) < FREQ_MAX) {
         s3->prints[chunk]++;
+    }
 }
 
 static void s3_candidate(struct kvt_policy *policy, uint32_t chunk, bool is_candidate)

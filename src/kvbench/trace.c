@@ -101,7 +101,7 @@ static bool table_rehash(struct kvt_trace *trace)
     return true;
 }
 
-/* Room for n more blocks, of which all may be new. */
+/* Room for n more blocks, of which all may be new; no array stays NULL, even if n is 0. */
 static bool trace_room(struct kvt_trace *trace, size_t n)
 {
     struct kvt_trace_table *table = trace->table;
@@ -111,14 +111,14 @@ static bool trace_room(struct kvt_trace *trace, size_t n)
             return false;
         table->n_requests_cap = cap;
     }
-    if (trace->n_blocks + n > table->n_repeats_cap) {
-        uint64_t cap = KVT_MAX(table->n_repeats_cap * 2, trace->n_blocks + n);
+    if (trace->n_blocks + n >= table->n_repeats_cap) {
+        uint64_t cap = KVT_MAX(table->n_repeats_cap * 2, trace->n_blocks + n + 1);
         if (!array_grow(&trace->blocks, sizeof(*trace->blocks), cap))
             return false;
         table->n_repeats_cap = cap;
     }
-    if (trace->n_distinct + n > table->n_blocks_cap) {
-        uint64_t cap = KVT_MAX((uint64_t)table->n_blocks_cap * 2, trace->n_distinct + n);
+    if (trace->n_distinct + n >= table->n_blocks_cap) {
+        uint64_t cap = KVT_MAX((uint64_t)table->n_blocks_cap * 2, trace->n_distinct + n + 1);
         if (!array_grow(&trace->hash_ids, sizeof(*trace->hash_ids), cap) ||
             !array_grow(&table->before, sizeof(*table->before), cap) ||
             !array_grow(&table->last_in, sizeof(*table->last_in), cap))
