@@ -84,6 +84,7 @@ struct nvme_tier {
     unsigned n_xfers;
     struct nvme_xfer *xfers;
     struct nvme_xfer *free;
+    uint64_t inline_bytes;    /* what this poll may still verify by itself */
     struct nvme_list done;    /* to be handed out; reactor's thread alone */
     struct kvt_ring *checked; /* the same, from the workers */
     struct kvt_workers *workers;

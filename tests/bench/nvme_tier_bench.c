@@ -4,7 +4,7 @@
  * registered file and buffers, 2 MiB pages where there are any. The raw side moves the bytes alone;
  * the tier's reads are verified. Sides take turns and the best of the rounds counts for each.
  *
- *     nvme_tier_bench DIR [STORE_MIB [ROUNDS [DEPTH]]]
+ *     nvme_tier_bench DIR [STORE_MIB [ROUNDS [DEPTH [CHUNK_BYTES]]]]
  */
 #include <fcntl.h>
 #include <inttypes.h>
@@ -199,7 +199,7 @@ int main(int argc, char **argv)
     struct bench bench = {.depth = 4};
     struct kvt_error err = {0};
     if (argc < 2)
-        die("usage: nvme_tier_bench DIR [STORE_MIB [ROUNDS [DEPTH]]]");
+        die("usage: nvme_tier_bench DIR [STORE_MIB [ROUNDS [DEPTH [CHUNK_BYTES]]]]");
     bench.store_bytes = (argc > 2 ? strtoull(argv[2], NULL, 10) : 1024) * KVT_MIB;
     unsigned n_rounds = argc > 3 ? (unsigned)atoi(argv[3]) : 3;
     if (argc > 4)
@@ -246,8 +246,11 @@ int main(int argc, char **argv)
         io_uring_register_files(&bench.ring, &raw_fd, 1) != 0 ||
         io_uring_register_buffers(&bench.ring, &iov, 1) != 0)
         die("no raw reference");
-    for (unsigned i = 0; i < KVT_ARRAY_LEN(sizes); i++)
-        size_run(&bench, sizes[i], n_rounds);
+    uint64_t only = argc > 5 ? strtoull(argv[5], NULL, 10) : 0;
+    for (unsigned i = 0; i < KVT_ARRAY_LEN(sizes); i++) {
+        if (only == 0 || only == sizes[i])
+            size_run(&bench, sizes[i], n_rounds);
+    }
 
     bench.nvme->ops->close(bench.nvme);
     bench.host->ops->close(bench.host);

@@ -27,7 +27,8 @@ enum kvt_io_type { KVT_IO_READ, KVT_IO_WRITE };
  *
  * A write stores *header (complete, digest set) and the chunk. A read fetches both, and is KVT_OK
  * only if the header is the expected one (key, ns_id, digest) and every segment's checksum agrees:
- * the tier verifies, off the reactor's thread. The header page then holds what was read.
+ * the tier verifies, off the reactor's thread but for a little per poll (waking a worker costs more
+ * than checking a small chunk). The header page then holds what was read.
  */
 struct kvt_io {
     enum kvt_io_type type;
