@@ -178,8 +178,10 @@ static void conn_admit(struct agent *agent, int fd)
     int bytes = SOCKET_BUF_BYTES;
 
     /* The oldest silent one goes: an honest client says HELLO at once, so it is never that. */
-    if (agent->n_greeting == GREETINGS_MAX)
+    if (agent->n_greeting == GREETINGS_MAX) {
+        KVT_ASSERT(agent->greet_head->state == CONN_GREETING);
         session_close(agent, agent->greet_head);
+    }
     struct conn *conn = agent->free_conns;
     KVT_ASSERT(conn != NULL);
     struct epoll_event event = {.events = EPOLLIN | EPOLLRDHUP,
