@@ -112,10 +112,16 @@ static void conn_ask(struct agent *agent, struct conn *conn, uint32_t events)
     KVT_ASSERT(epoll_ctl(agent->epoll_fd, EPOLL_CTL_MOD, conn->fd, &event) == 0);
 }
 
+static void out_drop(struct conn *conn)
+{
+    free(conn->out);
+    conn->out = NULL;
+    conn->out_head = conn->out_tail = conn->out_room = 0;
+}
+
 static void conn_free(struct agent *agent, struct conn *conn)
 {
     close(conn->fd);
-    free(conn->out);
     if (agent->hot == conn)
         agent->hot = NULL;
     *conn = (struct conn){.fd = -1, .next = agent->free_conns};
@@ -125,12 +131,13 @@ static void conn_free(struct agent *agent, struct conn *conn)
 void session_close(struct agent *agent, struct conn *conn)
 {
     if (conn->state == CONN_GREETING) {
-        greeting_remove(agent, conn);
+        greeting_remove(agent, conn); /* nothing was queued for it */
     } else {
         kvt_log(KVT_LOG_DEBUG, "session closed session=%u pid=%d client=%s", conn->session,
                 (int)conn->pid, conn->client);
         agent->by_session[conn->session] = NULL;
         kvt_core_session_close(agent->core, conn->session, agent->now_ns);
+        out_drop(conn);
     }
     conn_free(agent, conn);
 }
@@ -142,13 +149,6 @@ void session_opened(struct agent *agent, struct conn *conn, uint32_t session)
     conn->state = CONN_OPEN;
     conn->session = session;
     agent->by_session[session] = conn;
-}
-
-static void out_drop(struct conn *conn)
-{
-    free(conn->out);
-    conn->out = NULL;
-    conn->out_head = conn->out_tail = conn->out_room = 0;
 }
 
 void session_end(struct agent *agent, struct conn *conn, const char *cause)
