@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 #define QUEUE_DEPTH_DEFAULT 256u
-#define SPIN_US_DEFAULT     20u
+#define SPIN_US_DEFAULT     0u
 #define SOCKET_DEFAULT      "/run/kvtier/kvtierd.sock"
 
 static int options_take(struct kvt_session *s, const kvtier_options *given)
