@@ -11,6 +11,7 @@
 #define TABLE_MASK ((UINT32_C(1) << TABLE_BITS) - 1)
 #define SWEEP_STEP 16                  /* ring entries counted per access */
 #define SWEEP_MIN  (UINT32_C(1) << 15) /* so that tables are made every 2048 accesses at most */
+#define MAKE_STEP  8 /* kinds whose tables are made per access; divides their number */
 #define HELD_SHARE 4 /* follow so few keys that those held fill at most this part of the ring */
 
 /*
@@ -36,7 +37,9 @@ struct lhd_model {
     struct access *ring;
     uint32_t *table; /* print to ring place + 1; 0: free */
     uint64_t n_accesses;
-    uint32_t sweep; /* next ring place to count */
+    uint32_t sweep;  /* next ring place to count */
+    unsigned making; /* next kind to make the table of; LHD_KINDS: none, counting goes on */
+    double all[LHD_BUCKETS];
     unsigned sample_shift;
     /* By kind and age: used at that age; followed no longer than to that age; waiting at it. */
     float used[LHD_KINDS][LHD_BUCKETS];
@@ -59,6 +62,8 @@ static double bucket_start(unsigned bucket)
         return bucket;
     return (double)(UINT64_C(4) + bucket % 4) * (double)(UINT64_C(1) << (bucket / 4 - 1));
 }
+
+_Static_assert(LHD_KINDS % MAKE_STEP == 0, "whole steps");
 
 /* --- making the tables -------------------------------------------------------------------------
  */
@@ -100,9 +105,10 @@ static void worth_make(const double chance[LHD_BUCKETS], float worth[LHD_BUCKETS
     }
 }
 
-static void tables_make(struct lhd_model *m)
+/* Chances of all kinds together, from which each kind's are made. */
+static void making_begin(struct lhd_model *m)
 {
-    double used[LHD_BUCKETS] = {0}; /* of all kinds */
+    double used[LHD_BUCKETS] = {0};
     double reached[LHD_BUCKETS] = {0};
     for (unsigned k = 0; k < LHD_KINDS; k++) {
         double n = 0;
@@ -112,21 +118,26 @@ static void tables_make(struct lhd_model *m)
             used[b] += m->used[k][b];
         }
     }
-    for (unsigned k = 0; k < LHD_KINDS; k++) {
-        double chance[LHD_BUCKETS];
-        double n = 0;
-        for (unsigned b = LHD_BUCKETS; b-- > 0;) {
-            double all = (used[b] + LEAN_ALL * CHANCE_BLANK) / (reached[b] + LEAN_ALL);
-            n += m->used[k][b] + m->lost[k][b] + m->waiting[k][b];
-            double c = (m->used[k][b] + LEAN_KIND * all) / (n + LEAN_KIND);
-            chance[b] = KVT_MIN(c, CHANCE_MAX);
-        }
-        worth_make(chance, m->worth[k]);
-        for (unsigned b = 0; b < LHD_BUCKETS; b++) {
-            m->used[k][b] *= KEEP;
-            m->lost[k][b] *= KEEP;
-            m->waiting[k][b] = 0;
-        }
+    for (unsigned b = 0; b < LHD_BUCKETS; b++)
+        m->all[b] = (used[b] + LEAN_ALL * CHANCE_BLANK) / (reached[b] + LEAN_ALL);
+    m->making = 0;
+}
+
+static void making_step(struct lhd_model *m)
+{
+    unsigned k = m->making++;
+    double chance[LHD_BUCKETS];
+    double n = 0;
+    for (unsigned b = LHD_BUCKETS; b-- > 0;) {
+        n += m->used[k][b] + m->lost[k][b] + m->waiting[k][b];
+        double c = (m->used[k][b] + LEAN_KIND * m->all[b]) / (n + LEAN_KIND);
+        chance[b] = KVT_MIN(c, CHANCE_MAX);
+    }
+    worth_make(chance, m->worth[k]);
+    for (unsigned b = 0; b < LHD_BUCKETS; b++) {
+        m->used[k][b] *= KEEP;
+        m->lost[k][b] *= KEEP;
+        m->waiting[k][b] = 0;
     }
 }
 
@@ -172,7 +183,9 @@ struct lhd_model *lhd_model_create(void)
         lhd_model_destroy(m);
         return NULL;
     }
-    tables_make(m);
+    making_begin(m);
+    while (m->making < LHD_KINDS)
+        making_step(m);
     return m;
 }
 
@@ -192,9 +205,14 @@ static bool followed(const struct lhd_model *m, uint32_t print)
     return (print & ((UINT32_C(1) << m->sample_shift) - 1)) == 0;
 }
 
-/* Count some of those that wait; make the tables when all are counted. */
+/* Count some of those that wait; when all are counted make the tables, some kinds per access. */
 static void sweep(struct lhd_model *m, uint32_t now)
 {
+    if (m->making < LHD_KINDS) {
+        for (unsigned i = 0; i < MAKE_STEP; i++)
+            making_step(m);
+        return;
+    }
     for (unsigned i = 0; i < SWEEP_STEP; i++) {
         struct access *a = &m->ring[m->sweep++];
         if (a->live && !followed(m, a->print)) {
@@ -205,7 +223,7 @@ static void sweep(struct lhd_model *m, uint32_t now)
             m->waiting[a->kind][bucket_of(now - a->used)]++;
     }
     if (m->sweep >= RING_MAX || (m->sweep >= SWEEP_MIN && m->sweep >= m->n_accesses)) {
-        tables_make(m);
+        making_begin(m);
         m->sweep = 0;
     }
 }
