@@ -11,8 +11,8 @@
 #include <string.h>
 #include <sys/socket.h>
 
-#define RECEIVE_MAX 64 /* messages of one go, so that a flood does not keep a poll from returning  \
-                        */
+/* Messages of one go, so that a flood does not keep a poll from returning. */
+#define RECEIVE_MAX 64
 
 static inline void cpu_relax(void)
 {
