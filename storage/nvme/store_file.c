@@ -23,7 +23,7 @@
 
 #define STORE_MAGIC   UINT64_C(0x3145524f5453564b) /* "KVSTORE1" */
 #define STORE_VERSION 1
-#define LOCK_TRIES    100 /* of 10 ms each */
+#define LOCK_TRIES    1000 /* of 10 ms each */
 
 struct superblock { /* at offset 0, little-endian, one page */
     uint64_t magic;
@@ -76,7 +76,7 @@ static int disk_claim(struct disk *disk)
 /*
  * The kernel takes the ring of a killed agent apart after that agent is gone: only when its last
  * transfer ended does it let go of the file and the lock on it, which is what we want to wait for.
- * No event tells; it takes milliseconds.
+ * No event tells; it takes milliseconds, on a busy machine seconds.
  */
 static int disk_claim_wait(struct disk *disk)
 {
