@@ -260,46 +260,54 @@ static void agent_end(struct command *c)
     c->micro.agent = NULL;
 }
 
+static void run_quiet_cases(struct command *c)
+{
+    struct kvt_error err;
+    if (!c->cases[LOOKUP] && !c->cases[IDLE_CPU])
+        return;
+    if (agent_begin(c, "lookup", c->arena_bytes, 0)) {
+        if (c->cases[IDLE_CPU])
+            step_done(c, "idle_cpu", kvt_micro_idle_cpu(&c->micro, &err), &err);
+        for (unsigned i = 0; c->cases[LOOKUP] && i < c->n_n_chunks && !kvt_interrupted(); i++)
+            step_done(c, "lookup", kvt_micro_lookup(&c->micro, c->n_chunks[i], &err), &err);
+    }
+    agent_end(c);
+}
+
+/* Each size has an agent to itself: chunks of another size would hold a share of the room. */
 static void run_host_cases(struct command *c)
 {
     struct kvt_error err;
-    if (!c->cases[HOST_STORE] && !c->cases[HOST_LOAD] && !c->cases[LOOKUP] && !c->cases[IDLE_CPU])
+    if (!c->cases[HOST_STORE] && !c->cases[HOST_LOAD])
         return;
-    if (!agent_begin(c, "host", c->arena_bytes, 0)) {
+    for (unsigned i = 0; i < c->n_objects && !kvt_interrupted(); i++) {
+        if (agent_begin(c, "host", c->arena_bytes, 0))
+            step_done(c, "host",
+                      kvt_micro_host(&c->micro, c->cases[HOST_STORE], c->cases[HOST_LOAD],
+                                     c->objects[i], &err),
+                      &err);
         agent_end(c);
-        return;
     }
-    if (c->cases[IDLE_CPU])
-        step_done(c, "idle_cpu", kvt_micro_idle_cpu(&c->micro, &err), &err);
-    for (unsigned i = 0; c->cases[LOOKUP] && i < c->n_n_chunks && !kvt_interrupted(); i++)
-        step_done(c, "lookup", kvt_micro_lookup(&c->micro, c->n_chunks[i], &err), &err);
-    bool host = c->cases[HOST_STORE] || c->cases[HOST_LOAD];
-    for (unsigned i = 0; host && i < c->n_objects && !kvt_interrupted(); i++)
-        step_done(c, "host",
-                  kvt_micro_host(&c->micro, c->cases[HOST_STORE], c->cases[HOST_LOAD],
-                                 c->objects[i], &err),
-                  &err);
-    agent_end(c);
 }
 
 static void run_nvme_cases(struct command *c)
 {
     struct kvt_error err;
-    bool nvme = c->cases[NVME_WRITE] || c->cases[NVME_READ];
-    if (!nvme && !c->cases[LOOKUP_UNDER_LOAD])
-        return;
-    if (!agent_begin(c, "nvme", c->nvme_arena_bytes, c->nvme_bytes)) {
+    for (unsigned i = 0; i < c->n_objects && !kvt_interrupted(); i++) {
+        if (!c->cases[NVME_WRITE] && !c->cases[NVME_READ])
+            break;
+        if (agent_begin(c, "nvme", c->nvme_arena_bytes, c->nvme_bytes))
+            step_done(c, "nvme",
+                      kvt_micro_nvme(&c->micro, c->cases[NVME_WRITE], c->cases[NVME_READ],
+                                     c->objects[i], &err),
+                      &err);
         agent_end(c);
-        return;
     }
-    for (unsigned i = 0; nvme && i < c->n_objects && !kvt_interrupted(); i++)
-        step_done(c, "nvme",
-                  kvt_micro_nvme(&c->micro, c->cases[NVME_WRITE], c->cases[NVME_READ],
-                                 c->objects[i], &err),
-                  &err);
-    if (c->cases[LOOKUP_UNDER_LOAD] && !kvt_interrupted())
-        step_done(c, "lookup_under_load", kvt_micro_lookup_under_load(&c->micro, &err), &err);
-    agent_end(c);
+    if (c->cases[LOOKUP_UNDER_LOAD] && !kvt_interrupted()) {
+        if (agent_begin(c, "lookup_under_load", c->nvme_arena_bytes, c->nvme_bytes))
+            step_done(c, "lookup_under_load", kvt_micro_lookup_under_load(&c->micro, &err), &err);
+        agent_end(c);
+    }
 }
 
 /* --- output ---------------------------------------------------------------------------------- */
@@ -376,7 +384,9 @@ int kvt_command_micro(int argc, char **argv)
                        (c.cases[HOST_STORE] || c.cases[HOST_LOAD] ? c.n_objects : 0) +
                        (c.cases[NVME_WRITE] || c.cases[NVME_READ] ? c.n_objects : 0);
     kvt_progress_start(&c.progress, "micro", n_steps);
-    run_host_cases(&c);
+    run_quiet_cases(&c);
+    if (!kvt_interrupted())
+        run_host_cases(&c);
     if (!kvt_interrupted())
         run_nvme_cases(&c);
     if (c.cases[READY] && !kvt_interrupted()) {

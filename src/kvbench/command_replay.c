@@ -448,12 +448,12 @@ static enum kvt_status ask_agent(const struct command *c, bool wait_arena,
     if (kvt_open(&o, &session) != KVTIER_OK)
         return kvt_error_set(err, KVT_ERR_NOMEM, "replay: out of memory");
     enum kvt_status status = KVT_OK;
+    char last[160] = "";
     int connected = kvt_connect_wait(session, 10000);
+    kvt_last_error(session, last, sizeof(last));
     if (connected != KVTIER_OK)
-        status = kvt_error_set(err, KVT_ERR_UNREACH,
-                               "replay: no agent at %.100s: %s; check "
-                               "--socket",
-                               c->socket, kvt_strerror(connected));
+        status = kvt_error_set(err, KVT_ERR_UNREACH, "replay: no agent: %s; %s",
+                               kvt_strerror(connected), last);
     else if (wait_arena && !kvt_counters_wait_arena(session, c->arena_bytes))
         status = kvt_error_set(err, KVT_ERR_TIMEOUT,
                                "replay: the agent's arena did not reach %" PRIu64 " bytes",

@@ -18,6 +18,7 @@ struct kvt_micro {
     double seconds; /* to spend on a case */
     json_t *results;
     uint64_t bytes_wrong;
+    uint64_t n_lookup_ids; /* used up to fill the index of the present agent */
 };
 
 /* Each appends its results. KVT_ERR_NOTSUP: cannot be measured here, err says why. */

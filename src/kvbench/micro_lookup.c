@@ -9,6 +9,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "counters.h"
 #include "fill.h"
 #include "interrupt.h"
 #include "kvt/util.h"
@@ -164,6 +165,33 @@ static enum kvt_status measure_close(struct kvt_mover *m, const uint8_t *keys, s
     return kvt_interrupted() ? kvt_error_set(err, KVT_ERR_CANCELED, "interrupted") : KVT_OK;
 }
 
+/* The prompts, and others until the index has so many. */
+static enum kvt_status fill_index(struct kvt_micro *micro, struct kvt_mover *m, uint64_t n_chunks,
+                                  struct kvt_error *err)
+{
+    struct kvt_counters counters;
+    if (!kvt_counters_read(m->session, &counters))
+        return kvt_error_set(err, KVT_ERR_UNREACH, "micro: the agent does not answer");
+    uint64_t n_prompts = (uint64_t)N_PROMPTS * N_CHUNKS;
+    uint64_t n_held = kvt_counters_get(&counters, "chunks");
+    if (n_held > 0 && micro->n_lookup_ids == 0)
+        return kvt_error_set(err, KVT_ERR_NOTSUP, "only for an agent that is empty at first");
+    uint64_t n_new = n_held == 0 ? n_prompts : 0;
+    if (n_chunks < n_held + n_new || n_chunks * CHUNK_BYTES > micro->arena_bytes / 10 * 9)
+        return kvt_error_set(err, KVT_ERR_NOTSUP,
+                             "%llu chunks in the index: takes from %llu up to 0.9 of the arena in "
+                             "chunks of 4KiB, in rising order",
+                             (unsigned long long)n_chunks, (unsigned long long)n_prompts);
+    enum kvt_status status = KVT_OK;
+    if (n_new > 0)
+        status = store_chunks(m, FIRST_PROMPT, n_prompts, err);
+    uint64_t n_more = n_chunks - n_held - n_new;
+    if (status == KVT_OK)
+        status = store_chunks(m, micro->n_lookup_ids, n_more, err);
+    micro->n_lookup_ids += n_more + 1;
+    return status;
+}
+
 enum kvt_status kvt_micro_lookup(struct kvt_micro *micro, uint64_t n_chunks_in_index,
                                  struct kvt_error *err)
 {
@@ -177,23 +205,11 @@ enum kvt_status kvt_micro_lookup(struct kvt_micro *micro, uint64_t n_chunks_in_i
         kvt_error_set(err, status, "micro: out of memory");
         goto out;
     }
-    uint64_t n_prompt_chunks = (uint64_t)N_PROMPTS * N_CHUNKS;
-    if (n_chunks_in_index * CHUNK_BYTES > micro->arena_bytes / 10 * 9 ||
-        n_chunks_in_index < n_prompt_chunks) {
-        status = kvt_error_set(err, KVT_ERR_NOTSUP,
-                               "%llu chunks in the index: takes from %llu chunks up to 0.9 of the "
-                               "arena, of 4KiB chunks",
-                               (unsigned long long)n_chunks_in_index,
-                               (unsigned long long)n_prompt_chunks);
-        goto out;
-    }
     status = kvt_mover_open(micro->socket, CHUNK_BYTES, N_CHUNKS, micro->seed, &m, err);
     if (status == KVT_OK)
         status = kvt_roundtrip_open(&roundtrip, err);
     if (status == KVT_OK)
-        status = store_chunks(m, 0, n_chunks_in_index - n_prompt_chunks, err);
-    if (status == KVT_OK)
-        status = store_chunks(m, FIRST_PROMPT, n_prompt_chunks, err);
+        status = fill_index(micro, m, n_chunks_in_index, err);
     if (status == KVT_OK)
         status = measure(m, roundtrip, keys, IDLE_CALLS, true, &idle, err);
     if (status == KVT_OK)
