@@ -283,6 +283,16 @@ void kvt_agent_stop(struct kvt_agent *agent)
 {
     if (agent == NULL)
         return;
+    siginfo_t info = {.si_pid = 0};
+    if (agent->pid != 0 &&
+        waitid(P_PID, (id_t)agent->pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0 &&
+        info.si_pid != 0) {
+        char tail[200];
+        log_tail(agent->log, tail, sizeof(tail));
+        fprintf(stderr, "kvbench: the agent ended by itself (%s %d): %s\n",
+                info.si_code == CLD_EXITED ? "exit code" : "signal", info.si_status, tail);
+        kvt_agent_kill(agent);
+    }
     if (agent->pid != 0) {
         kill(agent->pid, SIGTERM);
         if (!wait_gone(agent, STOP_TIMEOUT_MS))

@@ -34,9 +34,11 @@ void kvt_fill_key(uint64_t id, uint64_t seed, uint8_t key[KVTIER_KEY_BYTES])
 
 void kvt_fill_init(struct kvt_fill *fill, const uint8_t key[KVTIER_KEY_BYTES])
 {
-    fill->seed = XXH3_64bits(key, KVTIER_KEY_BYTES);
+    /* Two hashes: a lane and a start that came from one could cancel out, and zero stays zero. */
+    uint64_t seed = XXH3_64bits_withSeed(key, KVTIER_KEY_BYTES, 1);
     for (unsigned i = 0; i < KVT_FILL_LANES; i++)
-        fill->lanes[i] = mix64(fill->seed + i + 1);
+        fill->lanes[i] = mix64(seed + i);
+    fill->start = XXH3_64bits_withSeed(key, KVTIER_KEY_BYTES, 2);
 }
 
 /*
@@ -47,7 +49,7 @@ void kvt_fill_init(struct kvt_fill *fill, const uint8_t key[KVTIER_KEY_BYTES])
     lanes8 a, b;                                                                                   \
     memcpy(&a, (fill)->lanes, sizeof(a));                                                          \
     memcpy(&b, (fill)->lanes + 8, sizeof(b));                                                      \
-    uint64_t start_ = mix64((fill)->seed ^ ((block) << 1));                                        \
+    uint64_t start_ = mix64((fill)->start + (block));                                              \
     a ^= start_;                                                                                   \
     b ^= start_;
 #define BLOCK_STEP()                                                                               \

@@ -17,7 +17,7 @@
 
 struct kvt_fill {
     uint64_t lanes[KVT_FILL_LANES];
-    uint64_t seed;
+    uint64_t start; /* of the first block */
 };
 
 /** The key that stands for a block id of a trace; seed keeps runs and namespaces apart. */

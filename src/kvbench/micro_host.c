@@ -14,6 +14,7 @@
 #define OP_BYTES    (UINT64_C(8) << 20)
 #define DEPTH       4
 #define WARM_ROUNDS 2
+#define ROUNDS_MIN  5
 
 struct host_case {
     struct kvt_mover *mover;
@@ -49,11 +50,10 @@ static enum kvt_status measure_store(struct kvt_micro *micro, struct host_case *
 {
     struct kvt_rounds rounds = {.n = 0};
     uint64_t end_ns = kvt_now_ns() + (uint64_t)(micro->seconds * 1e9);
-    static const char name[] = "host_store";
     uint64_t id = UINT64_C(1) << 40;
     /* The arena must have been full once: a store then pays for its eviction, as it always will. */
     uint64_t n_fill = micro->arena_bytes / (c->n * c->object_bytes) + 1;
-    for (uint64_t r = 0; r < n_fill + WARM_ROUNDS || kvt_now_ns() < end_ns; r++) {
+    for (uint64_t r = 0; rounds.n < ROUNDS_MIN || kvt_now_ns() < end_ns; r++) {
         uint64_t ns;
         if (rounds.n == KVT_ROUNDS_MAX)
             break;
@@ -71,7 +71,7 @@ static enum kvt_status measure_store(struct kvt_micro *micro, struct host_case *
         rounds.seconds[rounds.n] = (float)ns / 1e9f;
         rounds.reference_seconds[rounds.n++] = (float)reference_ns / 1e9f;
     }
-    kvt_rounds_report(&rounds, micro, name, c->object_bytes, c->n * c->object_bytes,
+    kvt_rounds_report(&rounds, micro, "host_store", c->object_bytes, c->n * c->object_bytes,
                       "memcpy of the same pieces, one thread");
     return KVT_OK;
 }
@@ -93,7 +93,7 @@ static enum kvt_status measure_load(struct kvt_micro *micro, struct host_case *c
     }
     uint64_t end_ns = kvt_now_ns() + (uint64_t)(micro->seconds * 1e9);
     for (uint64_t r = 0; rounds.n < KVT_ROUNDS_MAX; r++) {
-        if (r > n_sets && kvt_now_ns() > end_ns)
+        if (rounds.n >= ROUNDS_MIN && kvt_now_ns() > end_ns)
             break;
         for (uint32_t slot = 0; slot < c->n; slot++)
             kvt_mover_assign(c->mover, slot, r % n_sets * c->n + slot, false);
