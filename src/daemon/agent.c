@@ -57,7 +57,8 @@ static enum kvt_status core_open(struct agent *agent, uint32_t n_nvme_slabs, str
         .lease_ttl_max_ns = c->lease_ttl_max_ns,
         .scrub_bytes_per_s = c->nvme_scrub_bytes_per_s,
     };
-    if (getrandom(&core.seed, sizeof(core.seed), 0) != (ssize_t)sizeof(core.seed))
+    core.seed = c->index_seed;
+    if (core.seed == 0 && getrandom(&core.seed, sizeof(core.seed), 0) != (ssize_t)sizeof(core.seed))
         core.seed = kvt_now_ns();
     actions.arg = agent;
     if (!actions_init(agent, core.n_ios_max, n_nvme_slabs))

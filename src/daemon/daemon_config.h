@@ -32,6 +32,7 @@ struct daemon_config {
     uint64_t nvme_scrub_bytes_per_s;
     bool nvme_required;
     uint32_t index_chunks_max;
+    uint32_t index_seed; /* 0: another at every start */
     uint64_t lease_ttl_ns;
     uint64_t lease_ttl_max_ns;
     uint32_t sessions_max;

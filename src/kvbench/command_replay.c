@@ -311,7 +311,9 @@ static enum kvt_status start_agent(struct command *c, struct kvt_agent **agent_p
     struct kvt_agent_options *o = &c->agent;
     o->dir = c->dir;
     o->nvme_bytes = c->nvme_bytes;
-    bool fits = kvt_agent_set(o, "host.bytes=%" PRIu64, c->arena_bytes);
+    /* One seed for all: the same command makes the same choices again. */
+    bool fits = kvt_agent_set(o, "host.bytes=%" PRIu64, c->arena_bytes) &&
+                kvt_agent_set(o, "index.seed=%" PRIu64, c->seed % UINT32_MAX + 1);
     if (c->slab_bytes != 0)
         fits = fits && kvt_agent_set(o, "host.slab_bytes=%" PRIu64, c->slab_bytes);
     if (c->policy != NULL)
