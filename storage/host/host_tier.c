@@ -336,7 +336,7 @@ static enum kvt_status host_map(struct host_tier *host, struct kvt_error *err)
     if (host->addr == NULL)
         return kvt_error_set(err, KVT_ERR_NOMEM,
                              "host: cannot reserve %" PRIu64
-                             " bytes of address space: %s; lower tier.host.bytes or ulimit -v",
+                             " bytes of address space: %s; lower host.bytes or ulimit -v",
                              host->addr_bytes, strerror(errno));
     if (host->huge_pages != KVT_HUGE_OFF) {
         host->fd_huge = region_map(host, MFD_HUGETLB | MFD_HUGE_2MB, KVT_HUGE_BYTES);
@@ -348,7 +348,7 @@ static enum kvt_status host_map(struct host_tier *host, struct kvt_error *err)
         host->fd_small = region_map(host, 0, KVT_PAGE_BYTES);
         if (host->fd_small < 0)
             return kvt_error_set(err, kvt_status_from_errno(errno),
-                                 "host: cannot map the arena: %s; lower tier.host.bytes",
+                                 "host: cannot map the arena: %s; lower host.bytes",
                                  strerror(errno));
     }
     return KVT_OK;
@@ -363,7 +363,7 @@ static enum kvt_status host_start(struct host_tier *host, struct kvt_error *err)
         return kvt_error_set(err, KVT_ERR_NOTSUP,
                              "host: no 2 MiB pages for a slab of %" PRIu64
                              " MiB: %s; raise vm.nr_hugepages or vm.nr_overcommit_hugepages, or "
-                             "set tier.host.huge_pages to auto",
+                             "set host.huge_pages to auto",
                              host->slab_bytes / KVT_MIB, strerror(cause));
     }
     sigset_t all;
@@ -386,13 +386,13 @@ enum kvt_status kvt_host_tier_open(const struct kvt_host_config *config, struct 
     if (config->slab_bytes == 0 || config->slab_bytes % KVT_HUGE_BYTES != 0)
         return kvt_error_set(err, KVT_ERR_INVAL,
                              "host: slab size %" PRIu64 " is not a multiple of 2 MiB; check "
-                             "tier.host.slab_bytes",
+                             "host.slab_bytes",
                              config->slab_bytes);
     if (config->bytes < config->slab_bytes || config->bytes / config->slab_bytes > UINT32_MAX / 2 ||
         config->bytes > INT64_MAX / 4)
         return kvt_error_set(err, KVT_ERR_INVAL,
                              "host: %" PRIu64 " bytes do not make a number of slabs of %" PRIu64
-                             "; check tier.host.bytes",
+                             "; check host.bytes",
                              config->bytes, config->slab_bytes);
     struct host_tier *host = calloc(1, sizeof(*host));
     if (host == NULL)

@@ -197,7 +197,7 @@ static enum kvt_status engine_open(struct nvme_tier *tier, const struct kvt_nvme
         else if (config->engine == KVT_IO_URING)
             return kvt_error_set(err, KVT_ERR_NOTSUP,
                                  "nvme: io_uring is refused: %s; allow it (seccomp profile, "
-                                 "kernel.io_uring_disabled) or set tier.nvme.engine to auto",
+                                 "kernel.io_uring_disabled) or set nvme.engine to auto",
                                  strerror(rc));
         else
             snprintf(tier->note, sizeof(tier->note),
@@ -225,7 +225,7 @@ enum kvt_status kvt_nvme_tier_open(const struct kvt_nvme_config *config, struct 
     if (config->queue_depth == 0 || config->queue_depth > 4096 || config->n_workers == 0)
         return kvt_error_set(err, KVT_ERR_INVAL,
                              "nvme: queue depth %u (1 to 4096), %u workers (at least 1); check "
-                             "tier.nvme",
+                             "nvme.disks",
                              config->queue_depth, config->n_workers);
     struct nvme_tier *tier = calloc(1, sizeof(*tier));
     if (tier == NULL)

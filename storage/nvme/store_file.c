@@ -97,7 +97,7 @@ static enum kvt_status disk_open(struct disk *disk, struct kvt_error *err)
     bool is_there = stat(disk->path, &st) == 0;
     if (is_there && !S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
         return kvt_error_set(err, KVT_ERR_INVAL,
-                             "nvme: %s is neither a file nor a block device; check tier.nvme",
+                             "nvme: %s is neither a file nor a block device; check nvme.disks",
                              disk->path);
     disk->is_device = is_there && S_ISBLK(st.st_mode);
     int cause = disk_claim_wait(disk);
@@ -109,12 +109,12 @@ static enum kvt_status disk_open(struct disk *disk, struct kvt_error *err)
     if (cause == EINVAL)
         return kvt_error_set(err, KVT_ERR_NOTSUP,
                              "nvme: the file system of %s refuses O_DIRECT; choose another for "
-                             "tier.nvme",
+                             "nvme.disks",
                              disk->path);
     if (cause != 0)
         return kvt_error_set(err, KVT_ERR_IO,
                              "nvme: cannot open and lock %s: %s; check path and permissions in "
-                             "tier.nvme",
+                             "nvme.disks",
                              disk->path, strerror(cause));
     if (fstat(disk->fd, &st) == 0)
         disk->bytes = (uint64_t)st.st_size;
@@ -173,12 +173,12 @@ static enum kvt_status disk_recognise(struct disk *disk, unsigned number, uint64
     if (block->slab_bytes != slab_bytes)
         return kvt_error_set(err, KVT_ERR_VERSION,
                              "nvme: %s has slabs of %" PRIu64 " bytes, configured are %" PRIu64
-                             "; set tier.nvme.slab_bytes back or remove the file to start empty",
+                             "; set nvme.slab_bytes back or remove the file to start empty",
                              disk->path, block->slab_bytes, slab_bytes);
     if (block->disk != number)
         return kvt_error_set(err, KVT_ERR_CORRUPT,
                              "nvme: %s is disk %" PRIu32 " of its store, configured as disk %u; "
-                             "put the paths of tier.nvme back in order",
+                             "put the paths of nvme.disks back in order",
                              disk->path, block->disk, number);
     return KVT_OK;
 }
@@ -222,7 +222,7 @@ static enum kvt_status disk_allocate(struct disk *disk, uint64_t bytes, struct k
             return KVT_OK;
         return kvt_error_set(err, KVT_ERR_NOSPACE,
                              "nvme: %s has %" PRIu64 " bytes, %" PRIu64
-                             " are configured; lower capacity_bytes in tier.nvme",
+                             " are configured; lower nvme.disks.*.bytes",
                              disk->path, disk->bytes, bytes);
     }
     bool has_room = disk_has_room(disk, bytes);
@@ -239,7 +239,7 @@ static enum kvt_status disk_allocate(struct disk *disk, uint64_t bytes, struct k
                                  ? KVT_ERR_NOSPACE
                                  : kvt_status_from_errno(cause),
                              "nvme: cannot preallocate %" PRIu64
-                             " bytes for %s: %s; free space or lower capacity_bytes in tier.nvme",
+                             " bytes for %s: %s; free space or lower nvme.disks.*.bytes",
                              bytes, disk->path, strerror(cause));
     }
     /* The capacity is a hard cap: a store that was larger shrinks. */
@@ -313,12 +313,12 @@ static enum kvt_status layout_of(const struct kvt_nvme_config *config, struct st
     if (config->n_disks == 0 || config->n_disks > KVT_DISKS_MAX)
         return kvt_error_set(err, KVT_ERR_INVAL,
                              "nvme: %u disks, 1 to %d are possible; check "
-                             "tier.nvme",
+                             "nvme.disks",
                              config->n_disks, KVT_DISKS_MAX);
     if (config->slab_bytes == 0 || config->slab_bytes % KVT_PAGE_BYTES != 0)
         return kvt_error_set(err, KVT_ERR_INVAL,
                              "nvme: slab size %" PRIu64 " is not a multiple of "
-                             "4096; check tier.nvme.slab_bytes",
+                             "4096; check nvme.slab_bytes",
                              config->slab_bytes);
     files->n_disks = config->n_disks;
     for (unsigned i = 0; i < config->n_disks; i++) {
@@ -329,7 +329,7 @@ static enum kvt_status layout_of(const struct kvt_nvme_config *config, struct st
             disk->capacity_bytes > INT64_MAX)
             return kvt_error_set(err, KVT_ERR_INVAL,
                                  "nvme: %" PRIu64 " bytes for %s do not make a number of slabs of "
-                                 "%" PRIu64 "; check capacity_bytes in tier.nvme",
+                                 "%" PRIu64 "; check nvme.disks.*.bytes",
                                  disk->capacity_bytes, disk->path, config->slab_bytes);
         files->first_slab[i] = files->n_slabs_all;
         files->n_slabs[i] = (uint32_t)n_slabs;
