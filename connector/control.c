@@ -11,6 +11,8 @@
 #include <string.h>
 #include <sys/socket.h>
 
+/* After an answer the agent spins for about as long. */
+#define SPIN_NEAR_NS UINT64_C(200000)
 /* Messages of one go, so that a flood does not keep a poll from returning. */
 #define RECEIVE_MAX 64
 
@@ -181,10 +183,11 @@ static bool waiter_ready(struct kvt_session *s, const void *arg)
  * Without the lock, as leader: wait for a message or, with want_done, also for a completion.
  * @return as leader_recv().
  */
-static ssize_t leader_wait(struct kvt_session *s, int fd, bool want_done, uint64_t deadline_ns)
+static ssize_t leader_wait(struct kvt_session *s, int fd, bool want_done, uint64_t spin_ns,
+                           uint64_t deadline_ns)
 {
     uint64_t now_ns = kvt_now_ns();
-    uint64_t spin_until_ns = KVT_MIN(now_ns + (uint64_t)s->spin_us * 1000, deadline_ns);
+    uint64_t spin_until_ns = KVT_MIN(now_ns + spin_ns, deadline_ns);
     struct pollfd pfd = {.fd = want_done ? s->epoll_fd : fd, .events = POLLIN};
     ssize_t n = 0;
 
@@ -226,12 +229,19 @@ static bool wait_locked(struct kvt_session *s, ready_fn ready, const void *arg,
         /* Without a socket there is nothing to lead for a call: its end is announced. */
         if ((up || want_done) && lead_locked(s)) {
             int fd = up ? s->control.fd : -1;
+            /*
+             * Spinning pays while the agent is awake from the call before. After a pause it sleeps,
+             * and the kernel wakes it sooner on the core that its caller leaves.
+             */
+            bool near = kvt_now_ns() - s->answered_ns < SPIN_NEAR_NS;
             kvt_event_sync_locked(s); /* a stale event would end every sleep at once */
             pthread_mutex_unlock(&s->lock);
-            ssize_t n = leader_wait(s, fd, want_done, deadline_ns);
+            ssize_t n =
+                leader_wait(s, fd, want_done, near ? (uint64_t)s->spin_us * 1000 : 0, deadline_ns);
             pthread_mutex_lock(&s->lock);
             if (n != 0)
                 leader_take_locked(s, n);
+            s->answered_ns = kvt_now_ns();
             unlead_locked(s);
         } else if (kvt_now_ns() < deadline_ns) {
             cond_wait_until_locked(s, deadline_ns);

@@ -181,7 +181,8 @@ struct kvt_session {
     _Atomic uint32_t n_done; /* written under the lock; spinning threads read it without */
     struct kvt_client_op *ready_head, *ready_tail;
 
-    bool has_leader; /* a thread receives from the control socket, without the lock */
+    bool has_leader;      /* a thread receives from the control socket, without the lock */
+    uint64_t answered_ns; /* when a wait ended last */
     struct kvt_waiter *waiters;
     uint64_t next_waiter_id;
     _Alignas(8) unsigned char control_rx[8192]; /* the leader's */
