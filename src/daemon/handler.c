@@ -200,6 +200,8 @@ static void handle_stats(struct agent *agent, struct conn *conn, uint64_t op)
     if (agent->nvme != NULL) {
         agent->nvme->ops->info(agent->nvme, &info);
         msg.values[KVT_STAT_NVME_DEGRADED] |= info.degraded;
+    } else if (agent->config.n_disks > 0) {
+        msg.values[KVT_STAT_NVME_DEGRADED] = 1; /* wanted, and not to be opened */
     }
     session_send(agent, conn, &msg, sizeof(msg));
 }
