@@ -162,7 +162,7 @@ END_TEST
 START_TEST(a_disk_too_small_is_refused_before_it_is_full)
 {
     fix.config.disks[1].capacity_bytes = UINT64_C(1) << 50;
-    refused(KVT_ERR_NOSPACE, "capacity_bytes");
+    refused(KVT_ERR_NOSPACE, "nvme.disks.*.bytes");
     /* Nothing is left of what this call made. */
     ck_assert_int_ne(access(fix.config.disks[0].path, F_OK), 0);
     ck_assert_int_ne(access(fix.config.disks[1].path, F_OK), 0);
@@ -171,7 +171,7 @@ START_TEST(a_disk_too_small_is_refused_before_it_is_full)
     fixture_must_open(&fix, false);
     fixture_close(&fix);
     fix.config.disks[0].capacity_bytes = UINT64_C(1) << 50;
-    check_refused_as_it_was(KVT_ERR_NOSPACE, "capacity_bytes");
+    check_refused_as_it_was(KVT_ERR_NOSPACE, "nvme.disks.*.bytes");
 }
 END_TEST
 
@@ -237,7 +237,7 @@ START_TEST(bad_settings_are_refused)
     refused(KVT_ERR_INVAL, "queue depth");
     fix.config = good;
     fix.config.disks[0].capacity_bytes = FIX_SLAB_BYTES;
-    refused(KVT_ERR_INVAL, "capacity_bytes");
+    refused(KVT_ERR_INVAL, "nvme.disks.*.bytes");
     fix.config = good;
     snprintf(fix.config.disks[0].path, sizeof(fix.config.disks[0].path), "/proc/none/store");
     refused(KVT_ERR_IO, "/proc/none/store");
