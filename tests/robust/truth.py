@@ -2,7 +2,9 @@
 """Answers that must be true: what does not fit says so per item, what was committed is found, what
 was released is gone."""
 
+import os
 import signal
+import subprocess
 import time
 
 import kvt
@@ -185,6 +187,23 @@ def frozen_agent_does_not_hold_the_client(folder):
         agent.stop()
 
 
+def example_of_the_readme(folder):
+    """The README shows docs/example.c, and it does what it says."""
+    with open(os.environ["KVT_EXAMPLE_C"], encoding="utf-8") as file:
+        code = file.read().split("\n", 1)[1]  # behind the licence line
+    with open(os.environ["KVT_README"], encoding="utf-8") as file:
+        kvt.check("```c\n" + code + "```" in file.read(), "the README shows another program")
+    with kvt.Agent(folder) as agent:
+        agent.start()
+        done = subprocess.run([os.environ["KVT_EXAMPLE"], agent.socket], capture_output=True,
+                              text=True, timeout=60, check=False)
+        kvt.check(done.returncode == 0 and
+                  done.stdout == "stored 2 of 2 chunks\nloaded a prefix of 2 chunks\n",
+                  f"{done}")
+        agent.stop()
+
+
 kvt.run(does_not_fit, larger_than_any_slab, found_after_commit, lease_gone_when_released,
         lease_holds, durable_survives, two_writers_of_one_key, reserved_twice,
-        agent_restarts_under_client, frozen_agent_does_not_hold_the_client)
+        agent_restarts_under_client, frozen_agent_does_not_hold_the_client,
+        example_of_the_readme)
