@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "kvt/ring.h"
 
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+
+#include "kvt/util.h"
 
 struct cell {
     _Atomic uint64_t ticket; /* n: free for push n; n + 1: holds the item of push n */
@@ -62,8 +65,13 @@ bool kvt_ring_push(struct kvt_ring *ring, void *item)
             atomic_store_explicit(&cell->ticket, at + 1, memory_order_release);
             return true;
         }
-        if (ticket < at)
-            return false; /* still holds what was pushed a round ago */
+        if (ticket < at) { /* still holds what was pushed a round ago */
+            uint64_t n_popped = atomic_load_explicit(&ring->n_popped, memory_order_acquire);
+            if (at - KVT_MIN(n_popped, at) > ring->mask)
+                return false;
+            /* Its consumer took it and was stopped before it could say so: not full, so wait. */
+            sched_yield();
+        }
         at = atomic_load_explicit(&ring->n_pushed, memory_order_relaxed);
     }
 }

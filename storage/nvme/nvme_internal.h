@@ -7,13 +7,16 @@
 #ifndef KVT_NVME_INTERNAL_H
 #define KVT_NVME_INTERNAL_H
 
-#include <sys/uio.h>
+#include <stdatomic.h>
 
 #include "store_file.h"
 
 #include "kvt/ring.h"
 #include "kvt/util.h"
 #include "kvt/workers.h"
+
+/* io_uring moves a chunk in pieces of this size, which the disk works on at the same time. */
+#define NVME_PIECE_BYTES (UINT64_C(2) << 20)
 
 struct nvme_tier;
 
@@ -25,13 +28,21 @@ struct nvme_xfer {
     unsigned disk;
     uint64_t file_offset; /* of the slot's header */
     void *chunk;
-    uint64_t buffer_offset;
     enum kvt_status status;
     /* io_uring alone: parts are the header page and pieces of the chunk. */
     unsigned n_parts;
     unsigned next_part;
     unsigned n_inflight;
     unsigned n_retries;
+    /* Which pieces of a read are here, and how far they are here without a gap: the reactor's. */
+    uint64_t pieces[2];
+    unsigned n_pieces;
+    bool has_header;
+    /* How far that is, for the worker that has it: see verify.c. */
+    _Atomic uint64_t arrived;
+    _Atomic bool is_checking;
+    uint32_t n_checked; /* segments; the worker's */
+    bool is_bad;        /* likewise */
 };
 
 struct nvme_list { /* first in, first out */
@@ -98,10 +109,16 @@ extern const struct nvme_engine nvme_engine_uring;
 /** Ready nvme_engine_uring. An errno value, and nothing is left, when the kernel refuses. */
 int nvme_uring_open(struct nvme_tier *tier, unsigned queue_depth);
 
-/** Reactor's thread: the bytes are where they should be, or xfer->status says why not. */
+/** Reactor's thread, at a start. */
+void nvme_verify_init(struct nvme_xfer *xfer);
+/** Reactor's thread: part 0 (the header) or piece part - 1 is where it should be. Optional. */
+void nvme_part_arrived(struct nvme_xfer *xfer, unsigned part);
+/** Reactor's thread: all bytes are where they should be, or xfer->status says why not. */
 void nvme_moved(struct nvme_xfer *xfer);
 
 /** Any thread: what a read brought is what was asked for. */
-enum kvt_status nvme_verify(const struct kvt_io *io);
+enum kvt_status nvme_verify(const struct nvme_xfer *xfer);
+/** Any thread: to be handed out by poll(). */
+void nvme_checked(struct nvme_xfer *xfer);
 
 #endif

@@ -27,47 +27,11 @@ static void *arena_addr(const struct nvme_tier *tier, uint64_t offset, uint64_t 
     return NULL;
 }
 
-enum kvt_status nvme_verify(const struct kvt_io *io)
-{
-    /* A header of another version was not written by this store's present life: not ours either. */
-    if (kvt_slot_header_check(io->header, &io->key, io->ns_id, io->digest, io->chunk_bytes,
-                              io->n_segments) != KVT_OK)
-        return KVT_ERR_CORRUPT;
-    const struct nvme_xfer *xfer = io->tier_private;
-    return kvt_segments_check(xfer->chunk, io->chunk_bytes, io->header->sums, io->n_segments);
-}
-
-static void verify_run(struct kvt_job *job)
-{
-    struct nvme_xfer *xfer = kvt_container_of(job, struct nvme_xfer, job);
-    struct nvme_tier *tier = xfer->tier;
-    xfer->status = nvme_verify(xfer->io);
-    bool pushed = kvt_ring_push(tier->checked, xfer);
-    KVT_ASSERT(pushed); /* it has room for all */
-    (void)eventfd_write(tier->event_fd, 1);
-}
-
 /*
  * Waking a worker and being woken by it costs more than checking a small chunk, so a little is
- * checked here. The budget bounds what one poll may take of the reactor: under 0.1 ms.
+ * checked by the reactor. The budget bounds what one poll may take of it: well under 0.1 ms.
  */
-#define INLINE_BYTES (UINT64_C(2) << 20)
-
-void nvme_moved(struct nvme_xfer *xfer)
-{
-    struct nvme_tier *tier = xfer->tier;
-    if (xfer->status == KVT_OK && xfer->io->type == KVT_IO_READ) {
-        if (xfer->io->chunk_bytes > tier->inline_bytes) {
-            xfer->job.run = verify_run;
-            bool queued = kvt_workers_submit(tier->workers, &xfer->job);
-            KVT_ASSERT(queued); /* room for all */
-            return;
-        }
-        tier->inline_bytes -= xfer->io->chunk_bytes;
-        xfer->status = nvme_verify(xfer->io);
-    }
-    nvme_list_push(&tier->done, xfer);
-}
+#define INLINE_BYTES (UINT64_C(512) << 10)
 
 /* Where the slot lies; false: the io names a place that does not exist. */
 static bool xfer_place(struct nvme_tier *tier, struct nvme_xfer *xfer, const struct kvt_io *io)
@@ -99,6 +63,7 @@ static unsigned nvme_submit(struct kvt_tier *base, struct kvt_io *const ios[], u
         tier->free = xfer->next;
         xfer->io = ios[n];
         xfer->status = KVT_OK;
+        nvme_verify_init(xfer);
         ios[n]->tier_private = xfer;
         if (xfer_place(tier, xfer, ios[n])) {
             tier->engine->start(tier, xfer);

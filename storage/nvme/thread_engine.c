@@ -2,7 +2,6 @@
 /* Where io_uring is refused: each transfer is a job of a worker, from the first byte to the check.
  */
 #include <errno.h>
-#include <sys/eventfd.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -42,13 +41,10 @@ static enum kvt_status xfer_move(struct nvme_xfer *xfer)
 static void transfer_run(struct kvt_job *job)
 {
     struct nvme_xfer *xfer = kvt_container_of(job, struct nvme_xfer, job);
-    struct nvme_tier *tier = xfer->tier;
     xfer->status = xfer_move(xfer);
     if (xfer->status == KVT_OK && xfer->io->type == KVT_IO_READ)
-        xfer->status = nvme_verify(xfer->io);
-    bool pushed = kvt_ring_push(tier->checked, xfer);
-    KVT_ASSERT(pushed); /* it has room for all */
-    (void)eventfd_write(tier->event_fd, 1);
+        xfer->status = nvme_verify(xfer);
+    nvme_checked(xfer);
 }
 
 static void threads_start(struct nvme_tier *tier, struct nvme_xfer *xfer)

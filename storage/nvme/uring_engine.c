@@ -13,7 +13,6 @@
 
 #include "nvme_internal.h"
 
-#define PIECE_BYTES (UINT64_C(2) << 20)
 #define RETRIES_MAX 16 /* of one transfer, when the kernel says not now */
 
 struct nvme_uring {
@@ -41,8 +40,9 @@ static void part_queue(struct nvme_tier *tier, struct nvme_xfer *xfer, unsigned 
     struct nvme_uring *uring = tier->uring;
     const struct kvt_io *io = xfer->io;
     uint64_t skip = n_pages_done * KVT_PAGE_BYTES;
-    uint64_t at = part == 0 ? 0 : (part - 1) * PIECE_BYTES;
-    uint64_t bytes = part == 0 ? KVT_SLOT_HEADER_BYTES : KVT_MIN(PIECE_BYTES, io->slot_bytes - at);
+    uint64_t at = part == 0 ? 0 : (part - 1) * NVME_PIECE_BYTES;
+    uint64_t bytes =
+        part == 0 ? KVT_SLOT_HEADER_BYTES : KVT_MIN(NVME_PIECE_BYTES, io->slot_bytes - at);
     char *addr = part == 0 ? (char *)io->header : (char *)xfer->chunk + at;
     uint64_t offset = xfer->file_offset + (part == 0 ? 0 : KVT_SLOT_HEADER_BYTES + at) + skip;
     int fd = uring->has_fixed_files ? (int)xfer->disk : tier->files.fds[xfer->disk];
@@ -96,7 +96,8 @@ static void uring_pump(struct nvme_tier *tier)
 
 static void uring_start(struct nvme_tier *tier, struct nvme_xfer *xfer)
 {
-    xfer->n_parts = 1 + (unsigned)((xfer->io->slot_bytes + PIECE_BYTES - 1) / PIECE_BYTES);
+    xfer->n_parts =
+        1 + (unsigned)((xfer->io->slot_bytes + NVME_PIECE_BYTES - 1) / NVME_PIECE_BYTES);
     xfer->next_part = 0;
     xfer->n_inflight = 0;
     xfer->n_retries = 0;
@@ -109,8 +110,8 @@ static bool part_goes_on(struct nvme_tier *tier, struct nvme_xfer *xfer, unsigne
 {
     uint64_t n_all = 1;
     if (part > 0)
-        n_all =
-            KVT_MIN(PIECE_BYTES, xfer->io->slot_bytes - (part - 1) * PIECE_BYTES) / KVT_PAGE_BYTES;
+        n_all = KVT_MIN(NVME_PIECE_BYTES, xfer->io->slot_bytes - (part - 1) * NVME_PIECE_BYTES) /
+                KVT_PAGE_BYTES;
     *n_pages_p = n_pages_done;
     if (xfer->status != KVT_OK)
         return false; /* another part failed: what this one brought does not matter */
@@ -146,6 +147,8 @@ static void part_ended(struct nvme_tier *tier, uint64_t tag, int res)
     }
     if (xfer->n_inflight == 0 && xfer->next_part >= xfer->n_parts)
         nvme_moved(xfer);
+    else if (xfer->status == KVT_OK)
+        nvme_part_arrived(xfer, part);
 }
 
 static void uring_reap(struct nvme_tier *tier)
