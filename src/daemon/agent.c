@@ -174,6 +174,8 @@ static enum kvt_status tier_open(struct agent *agent, uint8_t store_id[STORE_ID_
     if (status != KVT_OK)
         return status;
     agent->nvme->ops->info(agent->nvme, &info);
+    if (info.note[0] != '\0')
+        kvt_log(info.degraded ? KVT_LOG_WARN : KVT_LOG_INFO, "NVMe tier: %s", info.note);
     if (info.n_slabs >= n_slabs)
         return KVT_OK;
     return kvt_error_set(err, KVT_ERR_NOSPACE,
@@ -315,13 +317,8 @@ enum kvt_status agent_open(struct agent *agent, struct kvt_error *err)
 
 void agent_close(struct agent *agent)
 {
-    struct kvt_tier_info info;
     listen_close(agent);
     slabs_stop(agent);
-    if (agent->host != NULL && agent->is_ready) {
-        agent->host->ops->info(agent->host, &info);
-        kvt_log(KVT_LOG_DEBUG, "host tier at the end: %s", info.note);
-    }
     nvme_close(agent); /* waits for transfers: the core's pages and the arena are still there */
     sessions_fini(agent);
     core_close(agent);

@@ -62,6 +62,7 @@ struct slab_feed { /* arena slabs on their way from the tier to the core, by a t
     uint32_t *slabs;
     uint64_t *offsets;
     _Atomic uint32_t n_done; /* release in the thread, acquire in the reactor */
+    _Atomic bool failed;     /* not one slab found memory */
     uint32_t n_taken;
 };
 
@@ -92,6 +93,7 @@ struct agent {
     bool listening;   /* listen_fd is watched */
     uint64_t accept_again_ns;
     bool draining, stop;
+    bool failed; /* stopping because it cannot serve */
     uint64_t drain_deadline_ns;
     int ready_fd;
     bool is_ready;

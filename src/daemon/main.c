@@ -181,9 +181,10 @@ static int serve(struct agent *agent)
     else
         kvt_log(KVT_LOG_ERROR, "%s", err.msg[0] != '\0' ? err.msg : kvt_status_str(status));
     agent_close(agent);
-    if (status == KVT_OK)
-        kvt_log(KVT_LOG_INFO, "stopped");
-    return status == KVT_OK ? EXIT_OK : EXIT_RUNTIME;
+    if (status != KVT_OK || agent->failed)
+        return EXIT_RUNTIME;
+    kvt_log(KVT_LOG_INFO, "stopped");
+    return EXIT_OK;
 }
 
 int main(int argc, char **argv)

@@ -19,7 +19,7 @@
 #include "kvt/util.h"
 
 #define EVENTS_PER_TURN 64
-#define LATE_RETRY_NS   KVT_NS_PER_MS /* a deadline that passing turns do not clear */
+#define LATE_RETRY_NS   KVT_NS_PER_MS /* for what is due, but must wait for something else */
 
 /* A spin that finds something earns three that do not; without credit one in 32 is tried. */
 #define SPIN_CREDIT_MAX 24
@@ -134,7 +134,8 @@ static void timer_arm(struct agent *agent)
     /* Later than armed: the timer fires once too often, which is cheaper than setting it again. */
     if (next >= agent->timer_ns)
         return;
-    next = KVT_MAX(next, agent->now_ns + LATE_RETRY_NS / 16);
+    if (next <= agent->now_ns)
+        next = agent->now_ns + LATE_RETRY_NS;
     struct itimerspec when = {.it_value = {.tv_sec = (time_t)(next / KVT_NS_PER_S),
                                            .tv_nsec = (long)(next % KVT_NS_PER_S)}};
     KVT_ASSERT(timerfd_settime(agent->timer_fd, TFD_TIMER_ABSTIME, &when, NULL) == 0);

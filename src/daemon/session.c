@@ -19,7 +19,7 @@
 #include "kvt/units.h"
 #include "kvt/util.h"
 
-#define MESSAGES_PER_TURN 32
+#define MESSAGES_PER_TURN 8 /* of one session: a batch may take 100 us, and others wait */
 #define ACCEPTS_PER_TURN  16
 #define SENDS_PER_TURN    64
 #define HELLO_TIMEOUT_NS  (5 * KVT_NS_PER_S)

@@ -181,6 +181,7 @@ static void *host_thread(void *arg)
             break;
     }
     atomic_store_explicit(&host->is_done, true, memory_order_relaxed);
+    (void)eventfd_write(host->event_fd, 1); /* also when nothing more comes: info() says why */
     return NULL;
 }
 
