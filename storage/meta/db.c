@@ -5,8 +5,12 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 
 #include "kvt/util.h"
+
+#define WRITE_BUFFER_BYTES (16 * KVT_MIB)
+#define COMPACTION_BYTES   KVT_GIB /* about what one compaction reads, however large the database */
 
 /*
  * The table is written all the time, a record at a time, and read once, from end to end, at start.
@@ -26,7 +30,7 @@ rocksdb_options_t *meta_db_options(void)
     rocksdb_options_set_create_if_missing(options, 1);
     rocksdb_options_set_paranoid_checks(options, 1);
     rocksdb_options_set_compression(options, rocksdb_no_compression);
-    rocksdb_options_set_write_buffer_size(options, 16 * KVT_MIB);
+    rocksdb_options_set_write_buffer_size(options, WRITE_BUFFER_BYTES);
     rocksdb_options_set_max_write_buffer_number(options, 3);
     rocksdb_options_set_max_total_wal_size(options, 64 * KVT_MIB);
     rocksdb_options_set_max_background_jobs(options, 2);
@@ -40,6 +44,19 @@ rocksdb_options_t *meta_db_options(void)
     rocksdb_options_set_keep_log_file_num(options, 2);
     rocksdb_options_set_max_log_file_size(options, KVT_MIB);
     return options;
+}
+
+bool meta_db_has_room(const char *dir, rocksdb_t *db)
+{
+    /* A log, the table made of it, and what a compaction writes before it deletes what it read. */
+    uint64_t wanted = 2 * WRITE_BUFFER_BYTES;
+    uint64_t in_files = 0;
+    struct statvfs fs;
+    if (statvfs(dir, &fs) != 0)
+        return true; /* the database will say what is wrong with it */
+    if (db != NULL && rocksdb_property_int(db, "rocksdb.total-sst-files-size", &in_files) == 0)
+        wanted += KVT_MIN(in_files, COMPACTION_BYTES);
+    return (uint64_t)fs.f_bavail * fs.f_frsize >= wanted;
 }
 
 rocksdb_readoptions_t *meta_db_scan_options(void)
@@ -59,6 +76,11 @@ enum kvt_status meta_db_open(const char *dir, const rocksdb_options_t *options, 
         return kvt_error_set(err, KVT_ERR_IO,
                              "metadata: cannot make %s: %s; check the path and its permissions",
                              dir, strerror(errno));
+    if (!meta_db_has_room(dir, NULL))
+        return kvt_error_set(err, KVT_ERR_NOSPACE,
+                             "metadata: no space left for %s; free some, or choose another "
+                             "nvme.meta_path",
+                             dir);
     rocksdb_t *db = rocksdb_open(options, dir, &message);
     if (db == NULL)
         return meta_db_error(err, dir, message);

@@ -4,10 +4,18 @@
 #define KVT_META_DB_H
 
 #include <rocksdb/c.h>
+#include <stdbool.h>
 
 #include "kvt/status.h"
 
 rocksdb_options_t *meta_db_options(void);
+
+/**
+ * Whether the disk has room for what the database may write without being asked: its log, flushes
+ * and compactions. Asked before it is opened (db NULL), written and flushed, because a full disk is
+ * more than RocksDB bears: builds with assertions abort in the write after a failed one.
+ */
+bool meta_db_has_room(const char *dir, rocksdb_t *db);
 
 /** For one sequential pass over everything, checksums on. */
 rocksdb_readoptions_t *meta_db_scan_options(void);

@@ -85,6 +85,11 @@ static enum kvt_status batch_write(struct kvt_meta *meta)
     char *message = NULL;
     if (meta->db == NULL)
         return KVT_ERR_IO;
+    if (!meta_db_has_room(meta->dir, meta->db)) {
+        kvt_log(KVT_LOG_ERROR, "metadata cannot be written, no space left; free some dir=%s",
+                meta->dir);
+        return KVT_ERR_NOSPACE;
+    }
     rocksdb_write(meta->db, meta->write_options, meta->batch, &message);
     if (message == NULL)
         return KVT_OK;
@@ -357,7 +362,7 @@ void kvt_meta_close(struct kvt_meta *meta)
 {
     char *message = NULL;
     writer_stop(meta);
-    if (meta->db != NULL) {
+    if (meta->db != NULL && meta_db_has_room(meta->dir, meta->db)) {
         /* A flushed store opens without replaying its log. */
         rocksdb_flushoptions_t *flush_options = rocksdb_flushoptions_create();
         rocksdb_flush(meta->db, flush_options, &message);

@@ -185,55 +185,51 @@ def store_larger_than_the_disk(folder):
 def metadata_on_a_full_disk(folder):
     """The metadata's disk fills up while the agent runs: durable stores fail, all else goes on,
     and what was called durable is there when there is room again."""
-    n_chunks, chain = 16384, 64
-    with small_file_system(folder, 48) as mount, \
+    n_chunks, chain = 4096, 64
+    with small_file_system(folder, 128) as mount, \
             kvt.Agent(folder, nvme__meta_path=os.path.join(mount, "meta")) as agent:
 
         def client():
             return kvt.Client(agent, chunks=n_chunks, chain=chain, chunk_bytes=4096, segments=1,
                               model="full")
 
-        agent.start()
-        agent.stop()
         ballast = os.path.join(mount, "ballast")
-        with open(ballast, "wb") as file:
-            with contextlib.suppress(OSError):
+
+        def fill_up():
+            with open(ballast, "ab", buffering=0) as file, contextlib.suppress(OSError):
                 while True:
                     file.write(bytes(1 << 16))
-                    file.flush()
-            file.truncate(max(0, file.tell() - (512 << 10)))
-        if agent.start_either():
-            durable = ""
-            with client() as user:
-                user.connect()
-                for first in range(0, n_chunks, chain):
-                    letters = user.store(first, chain, durable=True)
-                    durable += letters
-                    if "O" not in letters:
-                        break
-                kvt.check("O" not in letters, f"the disk never filled up: {len(durable)} stored")
-                kvt.check(set(durable) <= set("ONIB"), f"statuses: {set(durable)}")
-                kvt.check(user.lookup(0, chain)[0] > 0, "lookups go on")
-                letters = user.store(n_chunks - chain, chain)
-                kvt.check(letters == "O" * chain, f"stores to host memory go on: {letters}")
-                agent.check_alive()
-            kvt.note(f"{durable.count('O')} chunks durable before the disk was full")
-            agent.kill()
-        else:
-            kvt.check(mount in agent.log_tail() and "pace" in agent.log_tail(), agent.log_tail())
-            durable = ""
-            kvt.note("a full disk was refused at the start")
+
+        agent.start()
+        with client() as user:
+            user.connect()
+            durable = user.store(0, 16 * chain, durable=True)
+            kvt.check(durable == "O" * 16 * chain, f"store: {set(durable)}")
+            fill_up()
+            letters = user.store(len(durable), 4 * chain, durable=True)
+            kvt.check("O" not in letters, f"durable on a full disk: {letters}")
+            kvt.check(user.lookup(0, chain)[0] > 0, "lookups go on")
+            letters = user.store(n_chunks - chain, chain)
+            kvt.check(letters == "O" * chain, f"stores to host memory go on: {letters}")
+            agent.check_alive()
+        agent.kill()
+        status, text = agent.start_refused()
+        kvt.check(status > 0 and mount in text and "space" in text, f"exit status {status}: {text}")
         os.unlink(ballast)
         agent.start()
         with client() as user:
             user.connect()
-            if durable:
-                n = len(durable)
-                lost = [i for i, pair in enumerate(zip(durable, user.load(0, n)))
-                        if pair[0] == "O" and pair[1] != "O"]
-                kvt.check(not lost, f"durable, it said, and lost: {lost}\n{agent.log_tail()}")
+            letters = user.load(0, len(durable))
+            kvt.check(letters == durable, f"durable, it said, and lost: {letters}")
             letters = user.store(n_chunks - chain, chain, durable=True)
             kvt.check(letters == "O" * chain, f"store with room again: {letters}")
+            fill_up()
+        agent.stop()  # nothing is flushed, nothing aborts
+        os.unlink(ballast)
+        agent.start()
+        with client() as user:
+            user.connect()
+            kvt.check(user.load(0, len(durable)) == durable, "after stopping on a full disk")
         agent.stop()
 
 
@@ -260,4 +256,4 @@ def without_io_uring(folder):
 
 
 kvt.run(read_errors, write_errors, short_and_torn_writes, store_larger_than_the_disk,
-        without_io_uring)
+        metadata_on_a_full_disk, without_io_uring)
