@@ -4,7 +4,9 @@
 
 #include "core_internal.h"
 
-#define FIND_BLOCK 64 /* keys whose memory accesses overlap */
+#define FIND_BLOCK_MIN 4
+#define FIND_BLOCK_MAX 64 /* keys whose memory accesses overlap */
+#define CHAIN_AHEAD    12 /* records to ask for before they are needed */
 
 static uint64_t table_entries(const struct kvt_core *core)
 {
@@ -71,35 +73,64 @@ uint32_t core_find_hashed(const struct kvt_core *core, const struct kvt_key *key
     return NONE;
 }
 
+static void prefetch_chunk(const struct kvt_core *core, uint32_t c)
+{
+    const char *record = (const char *)&core->chunks[c];
+    __builtin_prefetch(record);
+    __builtin_prefetch(record + 63);
+}
+
+/* Chunks of keys[start..end) by the table, into core->found. A large or cold index misses the
+ * cache on every entry and every record: asking for all before using the first overlaps them. */
+static void find_block(struct kvt_core *core, const struct kvt_key *keys, unsigned start,
+                       unsigned end, uint32_t ns)
+{
+    uint64_t hashes[FIND_BLOCK_MAX];
+    for (unsigned i = start; i < end; i++) {
+        hashes[i - start] = core_hash(core, &keys[i], ns);
+        __builtin_prefetch(&core->table[hashes[i - start] & core->table_mask]);
+    }
+    for (unsigned i = start; i < end; i++) {
+        uint64_t hash = hashes[i - start], at = hash & core->table_mask;
+        while (core->table[at] != 0 && core->table[at] >> 32 != hash >> 32)
+            at = (at + 1) & core->table_mask;
+        core->found[i] = core->table[at] == 0 ? NONE : (uint32_t)core->table[at] - 1;
+        if (core->found[i] != NONE)
+            prefetch_chunk(core, core->found[i]);
+    }
+    for (unsigned i = start; i < end; i++)
+        if (core->found[i] != NONE && !chunk_is(core, core->found[i], &keys[i], ns))
+            core->found[i] = core_find_hashed(core, &keys[i], ns, hashes[i - start]);
+}
+
+/* Chunks of keys[i..n) as long as each is the first child of the one before it: no table. */
+static unsigned find_chain(struct kvt_core *core, const struct kvt_key *keys, unsigned i,
+                           unsigned n, uint32_t ns)
+{
+    uint32_t prev = core->found[i - 1];
+    for (; i < n && prev != NONE; i++) {
+        uint32_t c = core->chunks[prev].first_child;
+        if (c == NONE || !chunk_is(core, c, &keys[i], ns))
+            break;
+        /* The records of a prompt were mostly taken one after the other. */
+        prefetch_chunk(core, KVT_MIN(c + CHAIN_AHEAD, core->config.n_chunks_max - 1));
+        core->found[i] = prev = c;
+    }
+    return i;
+}
+
 unsigned core_find_batch(struct kvt_core *core, const struct kvt_key *keys, unsigned n, uint32_t ns,
                          bool prefix_only)
 {
-    /* A large index misses the cache on every table entry and every record. Asking for a block of
-     * them before using the first makes them arrive together. */
-    for (unsigned start = 0; start < n; start += FIND_BLOCK) {
-        unsigned end = KVT_MIN(start + FIND_BLOCK, n);
-        for (unsigned i = start; i < end; i++) {
-            core->hashes[i] = core_hash(core, &keys[i], ns);
-            __builtin_prefetch(&core->table[core->hashes[i] & core->table_mask]);
-        }
-        for (unsigned i = start; i < end; i++) {
-            uint64_t at = core->hashes[i] & core->table_mask;
-            while (core->table[at] != 0 && core->table[at] >> 32 != core->hashes[i] >> 32)
-                at = (at + 1) & core->table_mask;
-            core->found[i] = core->table[at] == 0 ? NONE : (uint32_t)core->table[at] - 1;
-            if (core->found[i] != NONE) {
-                const char *record = (const char *)&core->chunks[core->found[i]];
-                __builtin_prefetch(record);
-                __builtin_prefetch(record + 63);
-            }
-        }
-        for (unsigned i = start; i < end; i++) {
-            uint32_t c = core->found[i];
-            if (c != NONE && !chunk_is(core, c, &keys[i], ns))
-                core->found[i] = c = core_find_hashed(core, &keys[i], ns, core->hashes[i]);
-            if (prefix_only && (c == NONE || !chunk_held(&core->chunks[c])))
-                return i;
-        }
+    unsigned block = FIND_BLOCK_MIN, checked = 0;
+    for (unsigned i = 0; i < n;) {
+        unsigned end = KVT_MIN(i + block, n);
+        find_block(core, keys, i, end, ns);
+        i = find_chain(core, keys, end, n, ns);
+        block = i > end + FIND_BLOCK_MIN ? FIND_BLOCK_MIN : KVT_MIN(4 * block, FIND_BLOCK_MAX);
+        for (; prefix_only && checked < i; checked++)
+            if (core->found[checked] == NONE || !chunk_held(&core->chunks[core->found[checked]]))
+                return checked;
     }
     return n;
 }

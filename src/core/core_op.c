@@ -332,7 +332,7 @@ enum kvt_status kvt_core_reserve(struct kvt_core *core, uint32_t s, uint64_t id,
     uint32_t prev = NONE;
     bool counted = false;
     for (unsigned i = 0; i < n; i++) {
-        uint32_t c = core_find_hashed(core, &keys[i], ns, core->hashes[i]);
+        uint32_t c = core_find_hashed(core, &keys[i], ns, core_hash(core, &keys[i], ns));
         if (i >= first) {
             struct item *item = &op->items[i - first];
             *item = (struct item){.chunk = c, .next = NONE, .state = ITEM_DONE};
