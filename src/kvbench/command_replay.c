@@ -293,8 +293,10 @@ static enum kvt_status load_trace(const struct command *c, struct kvt_trace **tr
     if (c->trace_path != NULL)
         return kvt_trace_read(c->trace_path, c->max_requests, trace_p, err);
     struct kvt_trace *trace = kvt_trace_create();
-    if (trace == NULL)
-        return kvt_error_set(err, KVT_ERR_NOMEM, "%s: out of memory", c->name);
+    if (trace == NULL) {
+        kvt_error_set(err, KVT_ERR_NOMEM, "%s: out of memory", c->name);
+        return KVT_ERR_NOMEM;
+    }
     size_t n = c->max_requests != 0 ? c->max_requests : WORKLOAD_REQUESTS;
     enum kvt_status status = c->workload->make(trace, n, c->seed, err);
     if (status != KVT_OK) {
@@ -468,7 +470,7 @@ static enum kvt_status ask_agent(const struct command *c, bool wait_arena,
 
 static enum kvt_status run(struct command *c, struct report *report, struct kvt_error *err)
 {
-    struct kvt_trace *trace;
+    struct kvt_trace *trace = NULL;
     enum kvt_status status = load_trace(c, &trace, err);
     if (status != KVT_OK)
         return status;

@@ -168,7 +168,7 @@ enum kvt_status kvt_mover_run(struct kvt_mover *m, int type, uint32_t flags, uin
         }
         if (n_open == 0)
             break;
-        kvtier_completion completion;
+        kvtier_completion completion = {0};
         enum kvt_status waited = wait_one(m, &completion, err);
         if (waited != KVT_OK)
             return waited; /* close() ends what is open */
@@ -188,7 +188,7 @@ enum kvt_status kvt_mover_where(struct kvt_mover *m, uint64_t id, uint8_t *where
 {
     uint8_t key[KVTIER_KEY_BYTES];
     uint64_t op;
-    kvtier_completion completion;
+    kvtier_completion completion = {0};
     kvt_fill_key(id, m->seed, key);
     int submitted = kvt_lookup(m->session, m->ns, key, 1, 0, 0, m->where, NULL, &op);
     if (submitted != KVTIER_OK)

@@ -512,9 +512,12 @@ enum kvt_status kvt_replay_run(const struct kvt_replay_config *config,
                                struct kvt_replay_result *result_p, struct kvt_error *err)
 {
     enum kvt_status status = KVT_ERR_NOMEM;
-    if (config->depth < 1 || config->depth > DEPTH_MAX || config->n_clients < 1)
-        return kvt_error_set(err, KVT_ERR_INVAL, "replay: 1 to %d batches in flight, 1 client",
-                             DEPTH_MAX);
+    if (config->depth < 1 || config->depth > DEPTH_MAX || config->n_clients < 1 ||
+        config->trace->n_requests == 0) {
+        kvt_error_set(err, KVT_ERR_INVAL,
+                      "replay: takes a request, a client, 1 to %d batches in flight", DEPTH_MAX);
+        return KVT_ERR_INVAL;
+    }
     struct replay replay = {.config = config};
     pthread_mutex_init(&replay.lock, NULL);
     pthread_cond_init(&replay.ended, NULL);
@@ -523,8 +526,8 @@ enum kvt_status kvt_replay_run(const struct kvt_replay_config *config,
                                                (uint64_t)KVTIER_BATCH_MAX - 1));
     for (size_t i = 0; i < config->trace->n_requests; i++)
         replay.n_keys_max = KVT_MAX(replay.n_keys_max, (size_t)config->trace->requests[i].n_blocks);
-    replay.lookup_us = calloc(config->trace->n_requests, sizeof(*replay.lookup_us));
-    replay.load_us = calloc(config->trace->n_requests, sizeof(*replay.load_us));
+    replay.lookup_us = calloc(config->trace->n_requests + 1, sizeof(*replay.lookup_us));
+    replay.load_us = calloc(config->trace->n_requests + 1, sizeof(*replay.load_us));
     struct client *clients = calloc(config->n_clients, sizeof(*clients));
     if (replay.lookup_us == NULL || replay.load_us == NULL || clients == NULL) {
         kvt_error_set(err, status, "replay: out of memory");

@@ -183,12 +183,12 @@ static void measure(uint64_t n_chunks)
         }
     }
     qsort(took_ns, N_LOOKUPS, sizeof(took_ns[0]), compare);
+    uint64_t p50_ns = took_ns[N_LOOKUPS / 2], p99_ns = took_ns[N_LOOKUPS * 99 / 100];
     uint64_t stats[KVT_STAT_N];
     kvt_core_stats(core, stats);
     printf("%10" PRIu64 " chunks: lookup of %d p50 %6.1f us p99 %6.1f us; index %5.1f bytes per "
            "chunk; restore %.2f s\n",
-           n_chunks, PROMPT_CHUNKS, (double)took_ns[N_LOOKUPS / 2] / 1e3,
-           (double)took_ns[N_LOOKUPS * 99 / 100] / 1e3,
+           n_chunks, PROMPT_CHUNKS, (double)p50_ns / 1e3, (double)p99_ns / 1e3,
            (double)stats[KVT_STAT_INDEX_BYTES] / (double)n_chunks, restore_s);
     fflush(stdout);
     kvt_core_destroy(core);
