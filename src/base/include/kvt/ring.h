@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A bounded ring of pointers for any number of producers and consumers. A full or empty ring says
- * so; a ring with room never says that it is full. Each cell carries a ticket that tells whose turn it is, so that a producer
- * and a consumer meet only in the cell they share.
+ * so; a ring with room never says that it is full. Each cell carries a ticket that tells whose turn
+ * it is, so that a producer and a consumer meet only in the cell they share.
  */
 #ifndef KVT_RING_H
 #define KVT_RING_H
