@@ -36,6 +36,7 @@ rocksdb_options_t *meta_db_options(void)
     rocksdb_options_set_max_background_jobs(options, 2);
     rocksdb_options_set_max_manifest_file_size(options, 4 * KVT_MIB);
     rocksdb_options_set_skip_stats_update_on_db_open(options, 1);
+    rocksdb_options_set_disable_auto_compactions(options, 1); /* until the start is over */
     /* What a crash of the machine cut off from the end of the log is not held; all before it is. */
     rocksdb_options_set_wal_recovery_mode(options, rocksdb_point_in_time_recovery);
     rocksdb_options_set_stats_dump_period_sec(options, 0);
@@ -86,6 +87,15 @@ enum kvt_status meta_db_open(const char *dir, const rocksdb_options_t *options, 
         return meta_db_error(err, dir, message);
     *db_p = db;
     return KVT_OK;
+}
+
+enum kvt_status meta_db_settle(rocksdb_t *db, const char *dir, struct kvt_error *err)
+{
+    const char *const keys[] = {"disable_auto_compactions"};
+    const char *const values[] = {"false"};
+    char *message = NULL;
+    rocksdb_set_options(db, 1, keys, values, &message);
+    return message == NULL ? KVT_OK : meta_db_error(err, dir, message);
 }
 
 enum kvt_status meta_db_error(struct kvt_error *err, const char *dir, char *message)

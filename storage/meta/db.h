@@ -23,6 +23,10 @@ rocksdb_readoptions_t *meta_db_scan_options(void);
 enum kvt_status meta_db_open(const char *dir, const rocksdb_options_t *options, rocksdb_t **db_p,
                              struct kvt_error *err) KVT_MUST_CHECK;
 
+/** Let compactions begin: they would take disk and cores from whoever waits for the start. */
+enum kvt_status meta_db_settle(rocksdb_t *db, const char *dir,
+                               struct kvt_error *err) KVT_MUST_CHECK;
+
 /** Turns a message of RocksDB, which it frees, into ours. */
 enum kvt_status meta_db_error(struct kvt_error *err, const char *dir, char *message);
 

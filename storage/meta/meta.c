@@ -345,6 +345,8 @@ enum kvt_status kvt_meta_open(const char *dir, uint8_t store_id[16],
         status = id_read(meta, id, err);
     if (status == KVT_OK)
         status = meta_replay(meta, visitor, &n_bad, err);
+    if (status == KVT_OK)
+        status = meta_db_settle(meta->db, dir, err);
     if (status == KVT_OK && writer_start(meta) != 0)
         status =
             kvt_error_set(err, KVT_ERR_NOMEM, "metadata: cannot start a thread; check ulimit -u");
@@ -392,6 +394,8 @@ enum kvt_status kvt_meta_reset(struct kvt_meta *meta, const uint8_t store_id[16]
         status = meta_db_open(meta->dir, meta->options, &meta->db, &err);
     if (status == KVT_OK)
         status = id_write(meta, store_id, &err);
+    if (status == KVT_OK)
+        status = meta_db_settle(meta->db, meta->dir, &err);
     if (status != KVT_OK)
         kvt_log(KVT_LOG_ERROR, "metadata not reset dir=%s cause=\"%s\"", meta->dir, err.msg);
     if (writer_start(meta) != 0 && status == KVT_OK)
