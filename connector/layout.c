@@ -91,30 +91,3 @@ bool kvt_layout_check(const kvtier_layout *layout, uint64_t chunk_bytes, const c
         return extents_check(layout, chunk_bytes, why_p);
     return strided_check(layout, chunk_bytes, why_p);
 }
-
-void kvt_runs_init(struct kvt_runs *runs, const kvtier_layout *layout)
-{
-    *runs = (struct kvt_runs){.layout = layout};
-}
-
-uint64_t kvt_runs_next(struct kvt_runs *runs, uint64_t max_bytes, char **addr_p)
-{
-    const kvtier_layout *layout = runs->layout;
-    bool strided = layout->extents == NULL;
-    uint64_t bytes = strided ? layout->bytes : layout->extents[runs->outer].bytes;
-    char *addr = strided ? (char *)layout->base + (int64_t)runs->outer * layout->outer_stride +
-                               (int64_t)runs->inner * layout->inner_stride
-                         : layout->extents[runs->outer].addr;
-    uint64_t n = KVT_MIN(bytes - runs->done, max_bytes);
-
-    *addr_p = addr + runs->done;
-    runs->done += n;
-    if (runs->done == bytes) {
-        runs->done = 0;
-        if (strided && ++runs->inner < layout->n_inner)
-            return n;
-        runs->inner = 0;
-        runs->outer++;
-    }
-    return n;
-}

@@ -13,7 +13,7 @@
 #include "kvt/util.h"
 
 #define ARENA_BYTES (512 * KVT_MIB)
-#define ROUNDS      15
+#define ROUNDS      9
 #define N_LAYERS    32u
 
 static _Atomic int go_on;
@@ -87,7 +87,7 @@ static double round_run(const struct kvt_copy_ops *copy, enum what what, char *a
 int main(void)
 {
     const uint64_t objects[] = {256 * KVT_KIB, 1536 * KVT_KIB, 6 * KVT_MIB, 32 * KVT_MIB};
-    const uint64_t pieces[] = {512, 2 * KVT_KIB, 8 * KVT_KIB, 64 * KVT_KIB, 256 * KVT_KIB};
+    const uint64_t pieces[] = {256, 2 * KVT_KIB, 8 * KVT_KIB, 64 * KVT_KIB, 256 * KVT_KIB};
     const struct kvt_copy_ops *variants[] = {&kvt_copy_plain, kvt_copy_best()};
     char *arena = memory_get(), *engine = memory_get();
 
