@@ -14,6 +14,9 @@
 #define ROUND_BYTES   (UINT64_C(128) << 20)
 #define ROUND_OBJECTS 12 /* at least: filling and emptying the pipeline is not the measurement */
 #define FLIGHT_BYTES  (UINT64_C(64) << 20) /* the agent's own default of bytes in flight */
+#define OP_BYTES      (UINT64_C(4) << 20)  /* small objects come many to an op, as a prompt does */
+#define OPS_MIN       4
+#define BUFFER_BYTES  (UINT64_C(128) << 20) /* of the reference */
 #define DEPTH_MIN     2
 #define DEPTH_MAX     16
 #define ROUNDS_MIN    6
@@ -24,8 +27,9 @@ struct nvme_case {
     struct kvt_mover *mover;
     struct kvt_disk *disk;
     uint64_t object_bytes;
-    uint32_t n;     /* objects of a round */
-    uint32_t depth; /* of the disk */
+    uint32_t n;            /* objects of a round */
+    uint32_t depth;        /* of the disk, at least */
+    uint32_t batch, n_ops; /* objects of an op, ops in flight */
     uint64_t next_id;
     uint64_t n_ids; /* stored for reading */
     char reference[128];
@@ -36,10 +40,11 @@ static enum kvt_status choose_reference(struct nvme_case *c, bool write, struct 
 {
     uint64_t best_ns = UINT64_MAX;
     struct kvt_disk_way best = {0};
-    for (unsigned i = 0; i < 4; i++) {
-        struct kvt_disk_way way = {.object_bytes = c->object_bytes,
-                                   .depth = c->depth * (i & 1 ? 2 : 1),
-                                   .huge = (i & 2) == 0};
+    for (unsigned i = 0; i < 6; i++) {
+        struct kvt_disk_way way = {
+            .object_bytes = c->object_bytes, .depth = c->depth << i / 2, .huge = i % 2 == 0};
+        if (i >= 4 && way.depth * way.object_bytes > BUFFER_BYTES)
+            break;
         enum kvt_status status = kvt_disk_prepare(c->disk, &way, err);
         if (status != KVT_OK)
             return status;
@@ -64,7 +69,8 @@ static enum kvt_status write_round(struct nvme_case *c, uint64_t *ns_p, struct k
 {
     for (uint32_t slot = 0; slot < c->n; slot++)
         kvt_mover_assign(c->mover, slot, c->next_id++, true);
-    return kvt_mover_run(c->mover, KVTIER_STORE, KVTIER_DURABLE, c->n, 1, 2 * c->depth, ns_p, err);
+    return kvt_mover_run(c->mover, KVTIER_STORE, KVTIER_DURABLE, c->n, c->batch, c->n_ops, ns_p,
+                         err);
 }
 
 static enum kvt_status measure_write(struct nvme_case *c, struct kvt_error *err)
@@ -147,7 +153,7 @@ static enum kvt_status measure_read(struct nvme_case *c, struct kvt_error *err)
         if (status != KVT_OK)
             return status;
         bool counted = kvt_counters_read(c->mover->session, &before);
-        status = kvt_mover_run(c->mover, KVTIER_LOAD, 0, c->n, 1, 2 * c->depth, &ns, err);
+        status = kvt_mover_run(c->mover, KVTIER_LOAD, 0, c->n, c->batch, c->n_ops, &ns, err);
         if (status != KVT_OK)
             return status;
         counted = counted && kvt_counters_read(c->mover->session, &after);
@@ -177,6 +183,8 @@ enum kvt_status kvt_micro_nvme(struct kvt_micro *micro, bool write, bool read,
     c.n = (uint32_t)KVT_MAX(ROUND_BYTES / object_bytes, (uint64_t)ROUND_OBJECTS);
     c.depth = (uint32_t)KVT_MIN(KVT_MAX(FLIGHT_BYTES / object_bytes, (uint64_t)DEPTH_MIN),
                                 (uint64_t)DEPTH_MAX);
+    c.batch = (uint32_t)KVT_MAX(OP_BYTES / object_bytes, UINT64_C(1));
+    c.n_ops = KVT_MAX(2 * c.depth / c.batch, (uint32_t)OPS_MIN);
     enum kvt_status status =
         kvt_mover_open(micro->socket, object_bytes, c.n, micro->seed, &c.mover, err);
     if (status != KVT_OK)
