@@ -351,11 +351,12 @@ int sim_model_find_ns(const struct sim *sim, uint32_t handle);
 int sim_model_find_ns_id(const struct sim *sim, const uint8_t *ns_id);
 /* Whether a chunk is held, asked by a lookup of it alone; where_p may be NULL. */
 bool sim_model_held(struct sim *sim, unsigned ns, int key, uint8_t *where_p);
-void sim_model_fresh(struct sim *sim);   /* after a flush */
-void sim_model_probe(struct sim *sim);   /* some random part of what must be true */
-void sim_model_restart(struct sim *sim); /* after a restart: what must have survived */
-void sim_model_killed(struct sim *sim);  /* what may survive, from the metadata */
-void sim_model_quiet(struct sim *sim);   /* at quiescence: nothing leaks, all adds up */
+void sim_model_fresh(struct sim *sim);       /* after a flush */
+void sim_model_probe(struct sim *sim);       /* some random part of what must be true */
+void sim_model_restart(struct sim *sim);     /* after a restart: what must have survived */
+void sim_model_before_kill(struct sim *sim); /* what was evicted need not survive */
+void sim_model_killed(struct sim *sim);      /* what may survive, from the metadata */
+void sim_model_quiet(struct sim *sim);       /* at quiescence: nothing leaks, all adds up */
 /* A chunk's bytes could not be read: it may be gone now. */
 void sim_model_lost(struct sim *sim, const struct kvt_key *key, const uint8_t *ns_id);
 void sim_model_leases(struct sim *sim);   /* what leases hold is held */

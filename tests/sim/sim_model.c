@@ -236,6 +236,18 @@ void sim_model_progress(struct sim *sim)
     }
 }
 
+void sim_model_before_kill(struct sim *sim)
+{
+    for (unsigned ns = 0; ns < sim->n_ns; ns++)
+        for (int key = 0; sim->ns[ns].open && key < (int)sim->n_keys; key++)
+            if (sim->entries[ns][key].durable && !sim_model_held(sim, ns, key, NULL)) {
+                SIM_CHECK(sim, !sim->entries[ns][key].must,
+                          "ns %u key %d was durable, nothing was evicted, and it is not held", ns,
+                          key);
+                sim->entries[ns][key].durable = false;
+            }
+}
+
 void sim_model_killed(struct sim *sim)
 {
     for (unsigned ns = 0; ns < sim->n_ns; ns++)
@@ -262,6 +274,9 @@ void sim_model_restart(struct sim *sim)
     for (unsigned ns = 0; ns < sim->n_ns; ns++)
         for (int key = 0; sim->ns[ns].open && key < (int)sim->n_keys; key++) {
             bool held = sim_model_held(sim, ns, key, NULL);
+            int parent = sim->keys[key].parent;
+            if (sim->entries[ns][key].linked) /* an index that is too small keeps but a part */
+                sim->entries[ns][key].linked = held && sim_model_held(sim, ns, parent, NULL);
             if (sim->meta_damaged || (sim->faults & SIM_BIT(META_ERR)) != 0)
                 continue;
             SIM_CHECK(sim, held || !sim->entries[ns][key].durable,

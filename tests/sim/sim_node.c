@@ -176,6 +176,7 @@ void *sim_node_addr(struct sim *sim, uint64_t offset, uint64_t bytes)
 void sim_node_kill(struct sim *sim)
 {
     sim_log(sim, "--- killed in life %u", sim->n_lives);
+    sim_model_before_kill(sim);
     kvt_core_destroy(sim->core);
     sim->core = NULL;
     sim_disk_kill(sim);
