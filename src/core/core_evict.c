@@ -188,18 +188,34 @@ uint32_t core_room(struct kvt_core *core, enum tier tier, uint32_t c)
     return found ? core_slot_take(core, pool, size_class, c) : KVT_SLOT_NONE;
 }
 
+/* An evicted chunk's record goes when its slot is written again. Where the index is what is full,
+ * that may be long after, and a restart would have more records than room: it goes at once. */
+static bool evict_indexed(struct kvt_core *core, enum tier tier, unsigned size_class)
+{
+    struct kvt_policy *policy = core->pool[tier].policy;
+    uint32_t c = policy->ops->victim(policy, size_class, usable, core, core->tick);
+    if (c == KVT_CHUNK_NONE)
+        return false;
+    uint32_t slot = core->chunks[c].nvme_slot;
+    forget(core, tier, c);
+    if (tier == NVME)
+        core->actions.meta_del(core->actions.arg, slot, core_meta_token(core, META_DROP, 0));
+    return true;
+}
+
 bool core_room_index(struct kvt_core *core)
 {
     if (core->free_chunk != NONE || core->n_chunks_used < core->config.n_chunks_max)
         return true;
     /* Evict until a record is free: a victim may have a copy in the other tier, which goes next. */
     for (unsigned n = 0; n < 64; n++) {
-        enum tier tier = core->pool[NVME].n_present > 0 ? NVME : HOST;
-        bool found = false;
+        bool nvme = core->pool[NVME].n_present > 0, found = false;
+        if (nvme && core->n_meta_kind_busy[META_DROP] >= core->config.n_ios_max)
+            return false;
+        for (unsigned i = 0; i < core->n_classes && nvme && !found; i++)
+            found = evict_indexed(core, NVME, i);
         for (unsigned i = 0; i < core->n_classes && !found; i++)
-            found = evict_one(core, tier, i);
-        for (unsigned i = 0; i < core->n_classes && tier == NVME && !found; i++)
-            found = evict_one(core, HOST, i);
+            found = evict_indexed(core, HOST, i);
         if (!found || core->free_chunk != NONE)
             return found;
     }

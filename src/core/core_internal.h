@@ -194,7 +194,8 @@ struct op_queue {
     uint32_t head, tail;
 };
 
-enum meta_token { META_NS, META_SLAB, META_PUT, META_DEL, N_META };
+/* META_DROP: a deletion to make room in the index; META_DEL: after a transfer that failed. */
+enum meta_token { META_NS, META_SLAB, META_PUT, META_DEL, META_DROP, N_META };
 
 struct kvt_core {
     struct kvt_core_config config;

@@ -149,9 +149,11 @@ void core_start_writes(struct kvt_core *core, uint64_t now_ns)
 {
     /* Half of the transfers stay for reads, which somebody waits for. */
     uint32_t n_max = KVT_MAX(core->config.n_ios_max / 2, 1u);
-    /* A write makes at most one slab change and one put; neither may outrun the metadata store. */
+    /* A write makes at most one slab change and one put, or a deletion; none may outrun the
+     * metadata store. */
     while (core->write_head != NONE && core->free_ios != NULL && core->n_writes_busy < n_max &&
            core->n_writes_busy + core->n_meta_kind_busy[META_PUT] < core->config.n_ios_max &&
+           core->n_ios_busy + core->n_meta_kind_busy[META_DEL] < core->config.n_ios_max &&
            core->n_meta_kind_busy[META_SLAB] < core->config.n_nvme_slabs) {
         uint32_t c = core->write_head;
         uint64_t bytes = chunk_ns(core, c)->slot_bytes;
@@ -204,6 +206,8 @@ static void write_done(struct kvt_core *core, struct kvt_io *io, uint64_t now_ns
     }
     STAT(core, NVME_WRITE_ERRORS)++;
     core_set_nvme(core, c, NVME_NONE);
+    /* What the slot held before may still be named, and part of it be overwritten. */
+    core->actions.meta_del(core->actions.arg, chunk->nvme_slot, core_meta_token(core, META_DEL, 0));
     if (io->status == KVT_ERR_IO)
         core_slot_quarantine(core, &core->pool[NVME], chunk->nvme_slot);
     else
@@ -288,10 +292,9 @@ void kvt_core_meta_done(struct kvt_core *core, uint64_t token, enum kvt_status s
 
 bool core_can_read(const struct kvt_core *core, uint64_t slot_bytes)
 {
-    /* A read that fails deletes its record. */
-    uint32_t n_reads_busy = core->n_ios_busy - core->n_writes_busy;
+    /* A transfer that fails deletes its record. */
     return core->free_ios != NULL &&
-           n_reads_busy + core->n_meta_kind_busy[META_DEL] < core->config.n_ios_max &&
+           core->n_ios_busy + core->n_meta_kind_busy[META_DEL] < core->config.n_ios_max &&
            (core->read_bytes == 0 || core->read_bytes + slot_bytes <= core->config.read_bytes_max);
 }
 

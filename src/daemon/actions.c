@@ -11,7 +11,7 @@
 bool actions_init(struct agent *agent, uint32_t n_ios_max, uint32_t n_nvme_slabs)
 {
     /* What the core may have in flight, see kvt_core_actions. */
-    uint64_t most = 2 * (uint64_t)n_ios_max + n_nvme_slabs + 65536;
+    uint64_t most = 3 * (uint64_t)n_ios_max + n_nvme_slabs + 65536;
     uint64_t room = 1;
     while (room < most)
         room *= 2;

@@ -304,6 +304,7 @@ struct sim {
     struct {
         unsigned ns;
         int key;
+        bool durable;
     } fresh[256];
 
     jmp_buf failed;
@@ -351,7 +352,8 @@ int sim_model_find_ns(const struct sim *sim, uint32_t handle);
 int sim_model_find_ns_id(const struct sim *sim, const uint8_t *ns_id);
 /* Whether a chunk is held, asked by a lookup of it alone; where_p may be NULL. */
 bool sim_model_held(struct sim *sim, unsigned ns, int key, uint8_t *where_p);
-void sim_model_fresh(struct sim *sim);       /* after a flush */
+/* After a flush. lost: something was evicted or found damaged since the one before. */
+void sim_model_fresh(struct sim *sim, bool lost);
 void sim_model_probe(struct sim *sim);       /* some random part of what must be true */
 void sim_model_restart(struct sim *sim);     /* after a restart: what must have survived */
 void sim_model_before_kill(struct sim *sim); /* what was evicted need not survive */

@@ -191,24 +191,6 @@ static void on_loaded(void *arg, uint32_t session, uint64_t id, enum kvt_status 
     op->over = n_open == 0 && !any_ok;
 }
 
-static void check_durable(struct sim *sim, struct sim_op *op, const struct sim_item *item)
-{
-    const struct kvt_meta_record *record = sim_meta_find(sim, op->ns, item->key);
-    struct sim_entry *entry = &sim->entries[op->ns][item->key];
-    SIM_CHECK(sim, record != NULL || sim->meta_damaged,
-              "committed: key %d is said to be durable, and no metadata are", item->key);
-    if (record == NULL)
-        return;
-    if (!sim_disk_holds(sim, record, op->ns)) {
-        SIM_CHECK(sim, sim->meta_damaged || (sim->faults & SIM_DISK_FAULTS) != 0,
-                  "committed: key %d is said to be durable, and slot %u does not hold it",
-                  item->key, record->slot);
-        return;
-    }
-    /* Its room may have been given away in this very flush. */
-    entry->durable = !sim_meta_doomed(sim, record);
-}
-
 static void on_committed(void *arg, uint32_t session, uint64_t id, enum kvt_status status,
                          const struct kvt_wire_item *items, unsigned n, unsigned n_open)
 {
@@ -227,10 +209,9 @@ static void on_committed(void *arg, uint32_t session, uint64_t id, enum kvt_stat
             continue;
         entry->must = sim->roomy && (sim->faults & (SIM_DISK_FAULTS | SIM_META_FAULTS)) == 0;
         entry->linked = item->held_parent;
-        if ((op->flags & KVT_STORE_DURABLE) != 0)
-            check_durable(sim, op, item);
         if (sim->n_fresh < KVT_ARRAY_LEN(sim->fresh)) {
             sim->fresh[sim->n_fresh].ns = op->ns;
+            sim->fresh[sim->n_fresh].durable = (op->flags & KVT_STORE_DURABLE) != 0;
             sim->fresh[sim->n_fresh++].key = item->key;
         }
     }

@@ -13,7 +13,7 @@
 void sim_meta_init(struct sim *sim)
 {
     struct sim_meta *meta = &sim->meta;
-    meta->n_queue_max = 2 * sim->config.n_ios_max + sim->config.n_nvme_slabs + 64;
+    meta->n_queue_max = 3 * sim->config.n_ios_max + sim->config.n_nvme_slabs + 64;
     meta->ns = calloc(64, sizeof(*meta->ns));
     meta->slabs = calloc(1024, sizeof(*meta->slabs));
     meta->records = calloc(LIST_MAX, sizeof(*meta->records));
@@ -97,7 +97,7 @@ static struct sim_change *queue_add(struct sim *sim, enum sim_change_type type, 
     meta->n_dels += type == SIM_DEL;
     meta->n_slab_changes += type == SIM_SLAB;
     SIM_CHECK(sim,
-              meta->n_puts <= sim->config.n_ios_max && meta->n_dels <= sim->config.n_ios_max &&
+              meta->n_puts <= sim->config.n_ios_max && meta->n_dels <= 2 * sim->config.n_ios_max &&
                   meta->n_slab_changes <= sim->config.n_nvme_slabs,
               "metadata changes in flight: %u puts, %u dels, %u slabs", meta->n_puts, meta->n_dels,
               meta->n_slab_changes);
@@ -136,7 +136,8 @@ bool sim_meta_doomed(const struct sim *sim, const struct kvt_meta_record *record
 {
     uint32_t slab = record->slot >> KVT_SLOT_INDEX_BITS;
     for (unsigned i = 0; i < sim->meta.n_queue; i++)
-        if (sim->meta.queue[i].type == SIM_SLAB && sim->meta.queue[i].number == slab)
+        if ((sim->meta.queue[i].type == SIM_SLAB && sim->meta.queue[i].number == slab) ||
+            (sim->meta.queue[i].type == SIM_DEL && sim->meta.queue[i].record.slot == record->slot))
             return true;
     for (unsigned i = 0; i < sim->disk.n_ops_max; i++) {
         const struct kvt_io *io = sim->disk.ops[i].io;

@@ -115,12 +115,34 @@ bool sim_model_held(struct sim *sim, unsigned ns, int key, uint8_t *where_p)
     return reply.n_hit == 1;
 }
 
-void sim_model_fresh(struct sim *sim)
+static void check_durable(struct sim *sim, unsigned ns, int key)
 {
-    for (unsigned i = 0; i < sim->n_fresh; i++)
-        SIM_CHECK(sim, sim_model_held(sim, sim->fresh[i].ns, sim->fresh[i].key, NULL),
-                  "ns %u key %d: its commit was answered OK and a lookup does not find it",
-                  sim->fresh[i].ns, sim->fresh[i].key);
+    const struct kvt_meta_record *record = sim_meta_find(sim, ns, key);
+    SIM_CHECK(sim, record != NULL || sim->meta_damaged,
+              "ns %u key %d is said to be durable, and no metadata are", ns, key);
+    if (record == NULL)
+        return;
+    bool holds = sim_disk_holds(sim, record, ns);
+    SIM_CHECK(sim, holds || sim->meta_damaged || (sim->faults & SIM_DISK_FAULTS) != 0,
+              "ns %u key %d is said to be durable, and slot %u does not hold it", ns, key,
+              record->slot);
+    sim->entries[ns][key].durable = holds && !sim_meta_doomed(sim, record);
+}
+
+void sim_model_fresh(struct sim *sim, bool lost)
+{
+    for (unsigned i = 0; i < sim->n_fresh; i++) {
+        unsigned ns = sim->fresh[i].ns;
+        int key = sim->fresh[i].key;
+        uint8_t where = 0;
+        SIM_CHECK(sim, sim_model_held(sim, ns, key, &where) || lost,
+                  "ns %u key %d: its commit was answered OK and a lookup does not find it", ns,
+                  key);
+        SIM_CHECK(sim, !sim->fresh[i].durable || (where & KVT_WHERE_NVME) != 0 || lost,
+                  "ns %u key %d was answered as durable, and is not on NVMe", ns, key);
+        if (sim->fresh[i].durable && (where & KVT_WHERE_NVME) != 0)
+            check_durable(sim, ns, key);
+    }
     sim->n_fresh = 0;
 }
 

@@ -225,10 +225,9 @@ void sim_node_flush(struct sim *sim)
     kvt_core_stats(sim->core, stats);
     uint64_t n_losses = stats[KVT_STAT_EVICT_HOST_CHUNKS] + stats[KVT_STAT_EVICT_NVME_CHUNKS] +
                         stats[KVT_STAT_CORRUPT_CHUNKS] + stats[KVT_STAT_NVME_READ_ERRORS];
-    if (n_losses != sim->n_losses) /* what was committed first may have made room for the rest */
-        sim->n_fresh = 0;
+    /* What was committed first may have made room for the rest. */
+    sim_model_fresh(sim, n_losses != sim->n_losses);
     sim->n_losses = n_losses;
-    sim_model_fresh(sim);
     sim_model_progress(sim);
     SIM_CHECK(sim, stats[KVT_STAT_HOST_USED_BYTES] <= stats[KVT_STAT_HOST_CAPACITY_BYTES],
               "host: %llu bytes used of %llu", (unsigned long long)stats[KVT_STAT_HOST_USED_BYTES],

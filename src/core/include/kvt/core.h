@@ -63,7 +63,7 @@ struct kvt_core_actions {
     /* Start a transfer; answered by kvt_core_io_done(). Called in flush. */
     void (*io)(void *arg, struct kvt_io *io);
     /* Metadata changes, to take effect in this order; each answered by kvt_core_meta_done(). The
-     * most in flight at once: n_ios_max puts, n_ios_max dels, n_nvme_slabs slabs, 65536 ns. */
+     * most in flight at once: n_ios_max puts, 2 * n_ios_max dels, n_nvme_slabs slabs, 65536 ns. */
     void (*meta_put)(void *arg, const struct kvt_meta_record *record, uint64_t token);
     void (*meta_del)(void *arg, uint32_t slot, uint64_t token);
     void (*meta_slab)(void *arg, uint32_t slab, uint64_t slot_bytes, uint64_t token);
