@@ -1,0 +1,3 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#define KVT_SEGMENTS_AGREE kvt_segments_agree_base
+#include "segments_impl.h"
