@@ -198,8 +198,13 @@ static bool evict_indexed(struct kvt_core *core, enum tier tier, unsigned size_c
         return false;
     uint32_t slot = core->chunks[c].nvme_slot;
     forget(core, tier, c);
-    if (tier == NVME)
-        core->actions.meta_del(core->actions.arg, slot, core_meta_token(core, META_DROP, 0));
+    if (tier == HOST)
+        return true;
+    core->actions.meta_del(core->actions.arg, slot, core_meta_token(core, META_DROP, 0));
+    /* Its copy in memory goes too, or else one chunk after the other would lose only one of two. */
+    if (core->chunks[c].host_state == HOST_VALID &&
+        (core->chunks[c].flags & (CHUNK_CANDIDATE << HOST)) != 0)
+        forget(core, HOST, c);
     return true;
 }
 
@@ -207,7 +212,7 @@ bool core_room_index(struct kvt_core *core)
 {
     if (core->free_chunk != NONE || core->n_chunks_used < core->config.n_chunks_max)
         return true;
-    /* Evict until a record is free: a victim may have a copy in the other tier, which goes next. */
+    /* Evict until a record is free: a victim's copy in memory may have to stay. */
     for (unsigned n = 0; n < 64; n++) {
         bool nvme = core->pool[NVME].n_present > 0, found = false;
         if (nvme && core->n_meta_kind_busy[META_DROP] >= core->config.n_ios_max)
