@@ -337,9 +337,8 @@ void core_op_end(struct kvt_core *core, uint32_t o);
 void core_ops_expire(struct kvt_core *core, uint64_t now_ns);
 void core_ops_pump(struct kvt_core *core, uint64_t now_ns);
 void core_ops_emit(struct kvt_core *core, uint64_t now_ns);
-/* The transfer that items of the chunk waited for is over. */
-void core_wake_readers(struct kvt_core *core, uint32_t c, enum kvt_status status);
-void core_wake_durable(struct kvt_core *core, uint32_t c, enum kvt_status status);
+/* The transfer that items of the chunk waited for, a read or a durable write, is over. */
+void core_wake(struct kvt_core *core, uint32_t c, enum kvt_status status);
 
 /* core_lease.c */
 bool core_leases_init(struct kvt_core *core);

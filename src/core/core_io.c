@@ -114,7 +114,7 @@ static void write_over(struct kvt_core *core, uint32_t c, enum kvt_status status
 {
     core->chunks[c].flags &= (uint8_t)~CHUNK_WANT_WRITE;
     core_update_candidate(core, c);
-    core_wake_durable(core, c, status);
+    core_wake(core, c, status);
 }
 
 static void write_start(struct kvt_core *core, uint32_t c)
@@ -323,7 +323,7 @@ static void read_failed(struct kvt_core *core, uint32_t c, enum kvt_status statu
         core_slot_quarantine(core, pool, slot);
     else
         core_slot_free(core, pool, slot);
-    core_wake_readers(core, c, status);
+    core_wake(core, c, status);
     core_chunk_drop(core, c);
 }
 
@@ -356,7 +356,7 @@ static void read_done(struct kvt_core *core, struct kvt_io *io)
     core_set_host(core, c, HOST_VALID);
     if (!scrub)
         pool->policy->ops->hit(pool->policy, c, core->tick);
-    core_wake_readers(core, c, KVT_OK);
+    core_wake(core, c, KVT_OK);
 }
 
 void kvt_core_io_done(struct kvt_core *core, struct kvt_io *io, uint64_t now_ns)
@@ -413,6 +413,7 @@ void core_scrub(struct kvt_core *core, uint64_t now_ns)
 
 bool core_room_may_come(const struct kvt_core *core, uint64_t own_bytes)
 {
+    bool arena_grows = core->pool[HOST].n_present < core->config.n_host_slabs;
     return core->n_ios_busy > 0 || core->n_write_queue > 0 || core->n_meta_busy > 0 ||
-           core->n_holding > 0 || STAT(core, RESERVED_BYTES) > own_bytes;
+           core->n_holding > 0 || arena_grows || STAT(core, RESERVED_BYTES) > own_bytes;
 }

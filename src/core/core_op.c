@@ -479,18 +479,6 @@ uint32_t kvt_core_op_segments(const struct kvt_core *core, uint32_t s, uint64_t 
                                                         : core->ns[core->ops[o].ns].desc.n_segments;
 }
 
-void core_wake_durable(struct kvt_core *core, uint32_t c, enum kvt_status status)
-{
-    uint32_t ref = core->chunks[c].waiters;
-    core->chunks[c].waiters = NONE;
-    while (ref != NONE) {
-        uint32_t next = item_at(core, ref)->next;
-        KVT_ASSERT(item_at(core, ref)->state == ITEM_WAIT_DURABLE);
-        answer(core, ref / KVT_BATCH_MAX, ref % KVT_BATCH_MAX, status);
-        ref = next;
-    }
-}
-
 /* --- load --------------------------------------------------------------------------------------
  */
 
@@ -584,13 +572,12 @@ static bool load_fill(struct kvt_core *core, uint32_t o, uint64_t now_ns)
     return true;
 }
 
-void core_wake_readers(struct kvt_core *core, uint32_t c, enum kvt_status status)
+void core_wake(struct kvt_core *core, uint32_t c, enum kvt_status status)
 {
     uint32_t ref = core->chunks[c].waiters;
     core->chunks[c].waiters = NONE;
     while (ref != NONE) {
         uint32_t next = item_at(core, ref)->next;
-        KVT_ASSERT(item_at(core, ref)->state == ITEM_WAIT_READ);
         answer(core, ref / KVT_BATCH_MAX, ref % KVT_BATCH_MAX, status);
         ref = next;
     }
