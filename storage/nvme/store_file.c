@@ -21,9 +21,11 @@
 
 #include "kvt/util.h"
 
-#define STORE_MAGIC   UINT64_C(0x3145524f5453564b) /* "KVSTORE1" */
-#define STORE_VERSION 1
-#define LOCK_TRIES    1000 /* of 10 ms each */
+#define STORE_MAGIC    UINT64_C(0x3145524f5453564b) /* "KVSTORE1" */
+#define STORE_VERSION  1
+#define PAUSE_NS       (10 * 1000 * 1000)
+#define LOCK_TRIES     500 /* pauses */
+#define TRANSFER_TRIES 100
 
 struct superblock { /* at offset 0, little-endian, one page */
     uint64_t magic;
@@ -42,6 +44,7 @@ _Static_assert(sizeof(struct superblock) == KVT_PAGE_BYTES, "one page");
 struct disk {
     const char *path;
     int fd;
+    int lock_fd;
     bool is_device;
     bool is_made; /* by this call: taken away again if opening fails */
     bool is_new;  /* no superblock yet */
@@ -54,41 +57,70 @@ static uint64_t superblock_checksum(const struct superblock *block)
     return XXH3_64bits(block, offsetof(struct superblock, checksum));
 }
 
-/* Open and lock; an errno value. O_EXCL on a device: refused while it is mounted. */
+static void disk_close(struct disk *disk)
+{
+    if (disk->fd >= 0)
+        close(disk->fd);
+    if (disk->lock_fd >= 0)
+        close(disk->lock_fd);
+    disk->fd = disk->lock_fd = -1;
+}
+
+/*
+ * Open and lock; an errno value. The lock is on a descriptor of its own, which no ring knows and
+ * which therefore ends with its process. O_EXCL on a device: refused while it is mounted.
+ */
 static int disk_claim(struct disk *disk)
 {
     int flags = O_RDWR | O_DIRECT | O_CLOEXEC;
-    disk->fd = open(disk->path, flags | (disk->is_device ? O_EXCL : 0));
+    disk->fd = open(disk->path, flags);
     if (disk->fd < 0 && errno == ENOENT) {
         disk->fd = open(disk->path, flags | O_CREAT | O_EXCL, 0600);
         disk->is_made = disk->fd >= 0;
     }
     if (disk->fd < 0)
         return errno;
-    if (flock(disk->fd, LOCK_EX | LOCK_NB) == 0)
+    disk->lock_fd = open(disk->path, O_RDONLY | O_CLOEXEC | (disk->is_device ? O_EXCL : 0));
+    if (disk->lock_fd >= 0 && flock(disk->lock_fd, LOCK_EX | LOCK_NB) == 0)
         return 0;
     int cause = errno;
-    close(disk->fd);
-    disk->fd = -1;
+    disk_close(disk);
     return cause;
 }
 
-/*
- * The kernel takes the ring of a killed agent apart after that agent is gone: only when its last
- * transfer ended does it let go of the file and the lock on it, which is what we want to wait for.
- * No event tells; it takes milliseconds, on a busy machine seconds.
- */
+static void pause_short(void)
+{
+    (void)nanosleep(&(struct timespec){.tv_nsec = PAUSE_NS}, NULL);
+}
+
+/* A killed agent may still be on its way out. No event tells. */
 static int disk_claim_wait(struct disk *disk)
 {
-    const struct timespec pause = {.tv_nsec = 10 * 1000 * 1000};
     int cause = 0;
     for (unsigned n = 0; n < LOCK_TRIES; n++) {
         cause = disk_claim(disk);
         if (cause != EWOULDBLOCK && cause != EBUSY)
             return cause;
-        (void)nanosleep(&pause, NULL);
+        pause_short();
     }
     return cause;
+}
+
+/*
+ * The kernel takes the ring of a killed agent apart after that agent is gone, and its last
+ * transfers end meanwhile. A second lock, on the descriptor that the ring holds, says when; a write
+ * that lands later than that, on a slot used anew, would cost the chunk there. Taking a ring apart
+ * was seen to last ten seconds on a busy machine, a transfer never, so that the wait is a short
+ * one: what comes later still is found by verification, and is a miss.
+ */
+static void transfers_wait(const struct disk *disk)
+{
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 1};
+    for (unsigned n = 0; n < TRANSFER_TRIES; n++) {
+        if (fcntl(disk->fd, F_OFD_SETLK, &lock) == 0 || (errno != EAGAIN && errno != EACCES))
+            return;
+        pause_short();
+    }
 }
 
 static enum kvt_status disk_open(struct disk *disk, struct kvt_error *err)
@@ -116,6 +148,7 @@ static enum kvt_status disk_open(struct disk *disk, struct kvt_error *err)
                              "nvme: cannot open and lock %s: %s; check path and permissions in "
                              "nvme.disks",
                              disk->path, strerror(cause));
+    transfers_wait(disk);
     if (fstat(disk->fd, &st) == 0)
         disk->bytes = (uint64_t)st.st_size;
     if (disk->is_device && ioctl(disk->fd, BLKGETSIZE64, &disk->bytes) != 0)
@@ -356,7 +389,8 @@ enum kvt_status store_files_open(const struct kvt_nvme_config *config, uint8_t s
         return kvt_error_set(err, KVT_ERR_NOMEM, "nvme: out of memory at start; free some");
     }
     for (unsigned i = 0; i < config->n_disks; i++)
-        disks[i] = (struct disk){.path = config->disks[i].path, .fd = -1, .block = &blocks[i]};
+        disks[i] = (struct disk){
+            .path = config->disks[i].path, .fd = -1, .lock_fd = -1, .block = &blocks[i]};
     /* Look at all before changing any: a store that is refused stays as it is. */
     for (unsigned i = 0; status == KVT_OK && i < config->n_disks; i++) {
         status = disk_open(&disks[i], err);
@@ -369,6 +403,7 @@ enum kvt_status store_files_open(const struct kvt_nvme_config *config, uint8_t s
         status = disks_settle(disks, config, old_id, files, store_id, err);
     for (unsigned i = 0; i < config->n_disks; i++) {
         files->fds[i] = disks[i].fd;
+        files->lock_fds[i] = disks[i].lock_fd;
         if (status != KVT_OK && disks[i].is_made)
             unlink(disks[i].path);
     }
@@ -380,11 +415,15 @@ enum kvt_status store_files_open(const struct kvt_nvme_config *config, uint8_t s
 
 void store_files_close(struct store_files *files)
 {
+    struct flock unlock = {.l_type = F_UNLCK, .l_whence = SEEK_SET, .l_len = 1};
     for (unsigned i = 0; i < files->n_disks; i++) {
         if (files->fds[i] >= 0) {
-            (void)flock(files->fds[i], LOCK_UN); /* the ring may hold the file a little longer */
+            /* No transfer is left, but the ring may hold the file a little longer. */
+            (void)fcntl(files->fds[i], F_OFD_SETLK, &unlock);
             close(files->fds[i]);
         }
+        if (files->lock_fds[i] >= 0)
+            close(files->lock_fds[i]);
     }
     files->n_disks = 0;
 }

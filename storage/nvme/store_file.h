@@ -10,6 +10,7 @@
 struct store_files {
     unsigned n_disks;
     int fds[KVT_DISKS_MAX];             /* -1: not open */
+    int lock_fds[KVT_DISKS_MAX];        /* likewise; hold the lock on the file */
     uint32_t first_slab[KVT_DISKS_MAX]; /* slabs are numbered through */
     uint32_t n_slabs[KVT_DISKS_MAX];
     uint32_t n_slabs_all;
