@@ -208,17 +208,17 @@ enum kvt_status kvt_nvme_tier_open(const struct kvt_nvme_config *config, struct 
     tier->xfers = calloc(tier->n_xfers, sizeof(*tier->xfers));
     tier->checked = kvt_ring_create(tier->n_xfers);
     tier->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    enum kvt_status status = KVT_OK;
-    if (tier->xfers == NULL || tier->checked == NULL || tier->event_fd < 0)
-        status = kvt_error_set(err, KVT_ERR_NOMEM,
-                               "nvme: no memory or file descriptor at start; check ulimit -n");
-    for (unsigned i = tier->n_xfers; status == KVT_OK && i-- > 0;) {
+    if (tier->xfers == NULL || tier->checked == NULL || tier->event_fd < 0) {
+        nvme_close(&tier->base);
+        return kvt_error_set(err, KVT_ERR_NOMEM,
+                             "nvme: no memory or file descriptor at start; check ulimit -n");
+    }
+    for (unsigned i = tier->n_xfers; i-- > 0;) {
         tier->xfers[i].tier = tier;
         tier->xfers[i].next = tier->free;
         tier->free = &tier->xfers[i];
     }
-    if (status == KVT_OK)
-        status = store_files_open(config, id, &tier->files, err);
+    enum kvt_status status = store_files_open(config, id, &tier->files, err);
     if (status == KVT_OK)
         status = engine_open(tier, config, err);
     if (status != KVT_OK) {

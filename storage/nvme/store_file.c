@@ -374,7 +374,7 @@ static enum kvt_status layout_of(const struct kvt_nvme_config *config, struct st
 enum kvt_status store_files_open(const struct kvt_nvme_config *config, uint8_t store_id[16],
                                  struct store_files *files, struct kvt_error *err)
 {
-    struct disk disks[KVT_DISKS_MAX];
+    struct disk disks[KVT_DISKS_MAX] = {0};
     const uint8_t *old_id = NULL;
     memset(files, 0, sizeof(*files));
     enum kvt_status status = layout_of(config, files, err);
