@@ -222,7 +222,10 @@ void kvt_conn_close_locked(struct kvt_session *s, struct kvt_conn *c)
             op->end_pending = false;
         }
         c->n_ends_pending = 0;
+        /* Only this thread maps, and nobody copies; to unmap what was touched takes its time. */
+        pthread_mutex_unlock(&s->lock);
         kvt_arena_unmap(&s->arena);
+        pthread_mutex_lock(&s->lock);
     }
     close(c->fd);
     c->fd = -1;

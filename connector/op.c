@@ -267,7 +267,6 @@ void kvt_op_submit_locked(struct kvt_session *s, struct kvt_client_op *op)
     struct kvt_conn *c = op->type == KVTIER_LOOKUP ? &s->control : &s->data;
     const struct kvt_client_ns *ns = &c->ns[op->ns];
 
-    op->state = KVT_OP_OPEN;
     if (c->state != KVT_CONN_READY || c->is_stalled || ns->state == KVT_NS_REFUSED) {
         /* Nothing was sent, so nothing is open at the agent: end it as one that was queued. */
         op->state = KVT_OP_QUEUED;
@@ -299,6 +298,19 @@ void kvt_timer_arm_locked(struct kvt_session *s, uint64_t when_ns)
         s->timer_ns = when_ns;
 }
 
+/* Lookups miss at once until the agent says something: ask it to. */
+static void control_stalled_locked(struct kvt_session *s)
+{
+    struct kvt_wire_header ping = {.type = KVT_WIRE_PING, .bytes = sizeof(ping), .op = UINT64_MAX};
+    struct iovec iov = {&ping, sizeof(ping)};
+    if (s->control.is_stalled)
+        return;
+    s->control.is_stalled = true;
+    /* Without room for it there are requests on their way, whose answers do as well. */
+    enum kvt_status status = kvt_conn_send_locked(s, &s->control, &iov, 1);
+    (void)status;
+}
+
 void kvt_ops_expire_locked(struct kvt_session *s)
 {
     uint64_t now_ns = kvt_now_ns();
@@ -316,9 +328,9 @@ void kvt_ops_expire_locked(struct kvt_session *s)
         }
         /* A load may be late because of a disk; these are answered from memory. */
         if (op->type == KVTIER_LOOKUP)
-            s->control.is_stalled = true;
+            control_stalled_locked(s);
         else if (op->type == KVTIER_STORE && !op->is_answered)
-            s->data.is_stalled = true;
+            s->data.is_stalled = true; /* until the CANCEL that goes out now is answered */
         kvt_op_stop_locked(s, op, KVT_ERR_TIMEOUT);
     }
 }

@@ -101,7 +101,9 @@ typedef struct kvtier_completion {
     uint64_t op;
     void *user;     /* as given to the submit call */
     int32_t type;   /* enum kvtier_op_type */
-    int32_t status; /* of the op as a whole: OK when every item has its own status */
+    int32_t status; /* of the op as a whole. OK: it ran its course, every item has its own status
+                       (late ones ERR_TIMEOUT); else ERR_CANCELED, ERR_UNREACH, or why it ended.
+                       A lookup with another status than OK found nothing */
     uint32_t n_items;
     uint32_t n_ok;     /* lookup: length of the prefix held; else items with status OK (store:
                           or EXISTS); load: see n_prefix too */
@@ -122,7 +124,10 @@ enum {
  * Open a session. Returns at once, also when no agent is there: the session then answers misses
  * and connects when it can. Never fails but for memory or a bad argument.
  *
- * Any thread may call any function on a session, but kvt_close.
+ * Any thread may call any function on a session, but kvt_close. A child of fork() must not use it:
+ * calls there return KVTIER_ERR_UNREACH, and kvt_close frees the child's copy and nothing else. A
+ * child that lives on without exec keeps the sockets open; kvt_close in the parent ends them for
+ * both.
  */
 KVT_API int kvt_open(const kvtier_options *options, kvt_session **session_p);
 

@@ -286,6 +286,10 @@ START_TEST(faults_end_as_misses)
         ck_assert_int_ne(kvt_connect_wait(session, 10000), KVTIER_ERR_TIMEOUT);
         n_ok = store_all().n_ok;
     }
+    while (lookup_all(0, NULL).n_ok != N) {
+        ck_assert_uint_lt(kvt_now_ns() - start_ns, UINT64_C(15000000000));
+        usleep(1000);
+    }
     memset(memory, 0, (size_t)N * CHUNK_BYTES);
     c = load_all(0);
     ck_assert_uint_eq(c.n_ok, N);
