@@ -284,7 +284,8 @@ static enum kvt_status disk_allocate(struct disk *disk, uint64_t bytes, struct k
 
 static enum kvt_status disk_write_superblock(struct disk *disk, struct kvt_error *err)
 {
-    disk->block->checksum = superblock_checksum(disk->block);
+    if (disk->block->magic != 0)
+        disk->block->checksum = superblock_checksum(disk->block);
     ssize_t n = pwrite(disk->fd, disk->block, sizeof(*disk->block), 0);
     if (n == (ssize_t)sizeof(*disk->block) && fdatasync(disk->fd) == 0)
         return KVT_OK;
@@ -304,7 +305,7 @@ static enum kvt_status disks_settle(struct disk *disks, const struct kvt_nvme_co
 {
     uint8_t id[16];
     bool is_moved = old_id == NULL;
-    for (unsigned i = 0; i < files->n_disks; i++) {
+    for (unsigned i = 0; i < config->n_disks; i++) {
         if (!disks[i].is_new)
             is_moved |= disks[i].block->first_slab != files->first_slab[i];
         enum kvt_status status = disk_allocate(
@@ -319,7 +320,15 @@ static enum kvt_status disks_settle(struct disk *disks, const struct kvt_nvme_co
                              "nvme: no random bytes for a store id: %s; check the "
                              "kernel",
                              strerror(errno));
-    for (unsigned i = 0; i < files->n_disks; i++) {
+    /* Blank first: whoever is killed between two of them leaves disks that join the rest, never
+     * disks of two stores. */
+    for (unsigned i = 0; is_moved && i < config->n_disks; i++) {
+        memset(disks[i].block, 0, sizeof(*disks[i].block));
+        enum kvt_status status = disks[i].is_new ? KVT_OK : disk_write_superblock(&disks[i], err);
+        if (status != KVT_OK)
+            return status;
+    }
+    for (unsigned i = 0; i < config->n_disks; i++) {
         struct superblock *block = disks[i].block;
         if (!disks[i].is_new && !is_moved && block->n_slabs == files->n_slabs[i])
             continue;
