@@ -148,7 +148,7 @@ static int op_begin(struct kvt_session *s, enum kvtier_op_type type, int ns, con
     op->user = user;
     op->chunk_bytes = s->ns_descs[ns].chunk_bytes;
     op->n_segments = s->ns_descs[ns].n_segments;
-    memcpy(op->keys, keys, n * sizeof(struct kvt_key));
+    op->keys = keys;
     if (type != KVTIER_LOOKUP)
         memset(op->items, 0, op->n_items * sizeof(op->items[0]));
     *op_p = op;

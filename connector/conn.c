@@ -3,6 +3,7 @@
 #include "session.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -72,7 +73,11 @@ void kvt_conn_start_locked(struct kvt_session *s, struct kvt_conn *c)
                                  c->name, s->socket_path, strerror(errno));
         goto err_close_fd;
     }
-    if (hello_send(s, c) != KVT_OK) {
+    /* Every call says itself whether it may wait; the one that may, waits for so long. */
+    struct timeval wait = {.tv_usec = KVT_RECEIVE_WAIT_NS / 1000};
+    if (fcntl(c->fd, F_SETFL, 0) != 0 ||
+        setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof(wait)) != 0 ||
+        hello_send(s, c) != KVT_OK) {
         kvt_session_error_locked(s, KVT_ERR_UNREACH,
                                  "%s: %s does not take a greeting; is kvtierd up?", c->name,
                                  s->socket_path);
@@ -274,7 +279,7 @@ static enum kvt_status op_send_locked(struct kvt_session *s, struct kvt_conn *c,
         struct kvt_wire_load load;
     } m = {.h = {.op = op->id}};
     size_t keys_bytes = op->n_keys * sizeof(struct kvt_key);
-    struct iovec iov[2] = {{&m, 0}, {op->keys, keys_bytes}};
+    struct iovec iov[2] = {{&m, 0}, {(void *)op->keys, keys_bytes}};
     uint32_t ns = c->ns[op->ns].handle;
 
     switch (op->type) {

@@ -11,8 +11,12 @@
 #include <string.h>
 #include <sys/socket.h>
 
-/* After an answer the agent spins for about as long. */
+/* Calls follow each other closely: the agent still looks for the next one. */
 #define SPIN_NEAR_NS UINT64_C(200000)
+/* A spin that ends with an answer earns three that do not; without credit one in 32 is tried. */
+#define SPIN_CREDIT_MAX 24
+#define SPIN_EARNS      3
+#define SPIN_PROBE      32
 /* Messages of one go, so that a flood does not keep a poll from returning. */
 #define RECEIVE_MAX 64
 
@@ -121,10 +125,13 @@ static void unlead_locked(struct kvt_session *s)
     pthread_cond_broadcast(&s->cond);
 }
 
-/* One message or none, as leader. 0: nothing there. Else to be given to take_locked(). */
-static ssize_t leader_recv(struct kvt_session *s, int fd)
+/*
+ * One message or none, as leader. flags: 0 to wait up to KVT_RECEIVE_WAIT_NS. 0: nothing there.
+ * Else to be given to leader_take_locked().
+ */
+static ssize_t leader_recv(struct kvt_session *s, int fd, int flags)
 {
-    ssize_t n = recv(fd, s->control_rx, sizeof(s->control_rx), MSG_DONTWAIT | MSG_TRUNC);
+    ssize_t n = recv(fd, s->control_rx, sizeof(s->control_rx), flags | MSG_TRUNC);
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return 0;
     return n > 0 ? n : -1;
@@ -149,7 +156,7 @@ static void receive_locked(struct kvt_session *s)
     if (!lead_locked(s))
         return;
     for (unsigned i = 0; i < RECEIVE_MAX && s->control.state == KVT_CONN_READY; i++) {
-        ssize_t n = leader_recv(s, s->control.fd);
+        ssize_t n = leader_recv(s, s->control.fd, MSG_DONTWAIT);
         if (n == 0)
             break;
         leader_take_locked(s, n);
@@ -179,35 +186,59 @@ static bool waiter_ready(struct kvt_session *s, const void *arg)
     return ((const struct kvt_waiter *)arg)->is_done;
 }
 
-/*
- * Without the lock, as leader: wait for a message or, with want_done, also for a completion.
- * @return as leader_recv().
- */
-static ssize_t leader_wait(struct kvt_session *s, int fd, bool want_done, uint64_t spin_ns,
-                           uint64_t deadline_ns)
-{
-    uint64_t now_ns = kvt_now_ns();
-    uint64_t spin_until_ns = KVT_MIN(now_ns + spin_ns, deadline_ns);
-    struct pollfd pfd = {.fd = want_done ? s->epoll_fd : fd, .events = POLLIN};
-    ssize_t n = 0;
+/* What a leader waits for, and how. */
+struct wait_plan {
+    int fd;         /* the control socket, or -1: not connected */
+    bool want_done; /* a completion of the data connection ends the wait, too */
+    bool only_here; /* but none can come: nothing is under way there */
+    uint64_t spin_ns;
+    uint64_t deadline_ns;
+};
 
-    for (;;) {
-        if (fd >= 0)
-            n = leader_recv(s, fd);
-        if (n != 0 || (want_done && atomic_load_explicit(&s->n_done, memory_order_relaxed) > 0))
+/* Look for a message without sleeping. As leader_recv(). *done_p: there is a completion. */
+static ssize_t leader_spin(struct kvt_session *s, const struct wait_plan *plan, bool *done_p)
+{
+    uint64_t until_ns = KVT_MIN(kvt_now_ns() + plan->spin_ns, plan->deadline_ns);
+    do {
+        ssize_t n = leader_recv(s, plan->fd, MSG_DONTWAIT);
+        *done_p = plan->want_done && atomic_load_explicit(&s->n_done, memory_order_relaxed) > 0;
+        if (n != 0 || *done_p)
             return n;
-        now_ns = kvt_now_ns();
-        if (now_ns >= spin_until_ns)
-            break;
         cpu_relax();
-    }
-    if (now_ns < deadline_ns) {
-        uint64_t ms = (deadline_ns - now_ns + 999999) / 1000000;
-        (void)poll(&pfd, 1, deadline_ns == UINT64_MAX ? -1 : (int)KVT_MIN(ms, 1u << 30));
-        if (fd >= 0)
-            n = leader_recv(s, fd);
-    }
-    return n;
+    } while (kvt_now_ns() < until_ns);
+    return 0;
+}
+
+/* Sleep until there is a message or, if wanted, a completion. As leader_recv(). */
+static ssize_t leader_sleep(struct kvt_session *s, const struct wait_plan *plan)
+{
+    struct pollfd pfd = {.fd = plan->want_done ? s->epoll_fd : plan->fd, .events = POLLIN};
+    uint64_t now_ns = kvt_now_ns();
+    if (now_ns >= plan->deadline_ns)
+        return plan->fd >= 0 ? leader_recv(s, plan->fd, MSG_DONTWAIT) : 0;
+    /* One system call instead of three, and to be woken by one wait queue instead of two. */
+    if (plan->fd >= 0 && plan->only_here && plan->deadline_ns - now_ns > KVT_RECEIVE_WAIT_NS)
+        return leader_recv(s, plan->fd, 0);
+    uint64_t ms = (plan->deadline_ns - now_ns + 999999) / 1000000;
+    (void)poll(&pfd, 1, plan->deadline_ns == UINT64_MAX ? -1 : (int)KVT_MIN(ms, 1u << 30));
+    return plan->fd >= 0 ? leader_recv(s, plan->fd, MSG_DONTWAIT) : 0;
+}
+
+static bool spin_wanted_locked(struct kvt_session *s)
+{
+    /* After a pause the agent sleeps, and the kernel wakes it sooner on the core that its caller
+     * leaves. */
+    if (s->spin_us == 0 || kvt_now_ns() - s->answered_ns >= SPIN_NEAR_NS)
+        return false;
+    return s->spin_credit > 0 || ++s->n_skipped % SPIN_PROBE == 0;
+}
+
+static void spin_account_locked(struct kvt_session *s, bool paid)
+{
+    if (paid)
+        s->spin_credit = KVT_MIN(s->spin_credit + SPIN_EARNS, SPIN_CREDIT_MAX);
+    else if (s->spin_credit > 0)
+        s->spin_credit--;
 }
 
 static void cond_wait_until_locked(struct kvt_session *s, uint64_t deadline_ns)
@@ -228,17 +259,25 @@ static bool wait_locked(struct kvt_session *s, ready_fn ready, const void *arg,
         bool up = s->control.state == KVT_CONN_READY;
         /* Without a socket there is nothing to lead for a call: its end is announced. */
         if ((up || want_done) && lead_locked(s)) {
-            int fd = up ? s->control.fd : -1;
-            /*
-             * Spinning pays while the agent is awake from the call before. After a pause it sleeps,
-             * and the kernel wakes it sooner on the core that its caller leaves.
-             */
-            bool near = kvt_now_ns() - s->answered_ns < SPIN_NEAR_NS;
+            struct wait_plan plan = {
+                .fd = up ? s->control.fd : -1,
+                .want_done = want_done,
+                .only_here = !want_done || (s->data.n_open == 0 && s->data.queue.head == NULL),
+                .spin_ns = (uint64_t)s->spin_us * 1000,
+                .deadline_ns = deadline_ns,
+            };
+            bool spin = up && spin_wanted_locked(s), done = false;
+            ssize_t n = 0;
             kvt_event_sync_locked(s); /* a stale event would end every sleep at once */
             pthread_mutex_unlock(&s->lock);
-            ssize_t n =
-                leader_wait(s, fd, want_done, near ? (uint64_t)s->spin_us * 1000 : 0, deadline_ns);
+            if (spin)
+                n = leader_spin(s, &plan, &done);
+            bool paid = n != 0 || done;
+            if (!paid)
+                n = leader_sleep(s, &plan);
             pthread_mutex_lock(&s->lock);
+            if (spin)
+                spin_account_locked(s, paid);
             if (n != 0)
                 leader_take_locked(s, n);
             s->answered_ns = kvt_now_ns();

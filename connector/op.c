@@ -282,6 +282,10 @@ void kvt_op_submit_locked(struct kvt_session *s, struct kvt_client_op *op)
     kvt_timer_arm_locked(s, op->give_up_ns);
     kvt_list_push(&c->queue, op);
     kvt_conn_pump_locked(s, c);
+    if (op->state == KVT_OP_QUEUED) {
+        memcpy(op->kept_keys, op->keys, op->n_keys * sizeof(struct kvt_key));
+        op->keys = op->kept_keys;
+    }
 }
 
 /* --- time ----------------------------------------------------------------------------------- */

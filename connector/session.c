@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 #define QUEUE_DEPTH_DEFAULT 256u
-#define SPIN_US_DEFAULT     0u
+#define SPIN_US_DEFAULT     50u
 #define SOCKET_DEFAULT      "/run/kvtier/kvtierd.sock"
 
 static int options_take(struct kvt_session *s, const kvtier_options *given)
@@ -57,18 +57,18 @@ static bool slots_alloc(struct kvt_session *s)
     if (s->slots == NULL)
         return false;
     struct kvt_client_op *first = &s->slots[0];
-    first->keys = calloc(n, sizeof(*first->keys));
+    first->kept_keys = calloc(n, sizeof(*first->kept_keys));
     first->items = calloc(n, sizeof(*first->items));
     first->work = calloc(n, sizeof(*first->work));
     first->layouts = calloc(n, sizeof(*first->layouts));
-    if (first->keys == NULL || first->items == NULL || first->work == NULL ||
+    if (first->kept_keys == NULL || first->items == NULL || first->work == NULL ||
         first->layouts == NULL)
         return false;
     for (uint32_t i = s->n_slots; i-- > 0;) {
         struct kvt_client_op *op = &s->slots[i];
         size_t at = (size_t)i * KVT_BATCH_MAX;
         op->id = i;
-        op->keys = first->keys + at;
+        op->kept_keys = first->kept_keys + at;
         op->items = first->items + at;
         op->work = first->work + at;
         op->layouts = first->layouts + at;
@@ -83,7 +83,7 @@ static void slots_free(struct kvt_session *s)
         return;
     for (uint32_t i = 0; i < s->n_slots; i++)
         free(s->slots[i].extents);
-    free(s->slots[0].keys);
+    free(s->slots[0].kept_keys);
     free(s->slots[0].items);
     free(s->slots[0].work);
     free(s->slots[0].layouts);

@@ -34,6 +34,7 @@
 #define KVT_COMMIT_ANSWER_NS  UINT64_C(60000000000) /* durable ones wait for the disk */
 #define KVT_LOAD_DEFAULT_NS   UINT64_C(30000000000)
 #define KVT_HELLO_ANSWER_NS   UINT64_C(1000000000)
+#define KVT_RECEIVE_WAIT_NS   UINT64_C(20000000) /* a leader sleeps in recv() for so long */
 #define KVT_BACKOFF_MIN_NS    UINT64_C(10000000)
 #define KVT_BACKOFF_MAX_NS    UINT64_C(1000000000)
 
@@ -87,7 +88,8 @@ struct kvt_client_op {
     int32_t *statuses; /* the caller's */
     uint8_t *where;    /* the caller's */
     kvtier_completion completion;
-    struct kvt_key *keys; /* KVT_BATCH_MAX each, allocated with the session */
+    const struct kvt_key *keys; /* the caller's while it submits, then kept_keys */
+    struct kvt_key *kept_keys;  /* KVT_BATCH_MAX each, allocated with the session */
     struct kvt_client_item *items;
     uint16_t *work; /* indexes of items to copy, in the order they came */
     kvtier_layout *layouts;
@@ -183,6 +185,8 @@ struct kvt_session {
 
     bool has_leader;      /* a thread receives from the control socket, without the lock */
     uint64_t answered_ns; /* when a wait ended last */
+    unsigned spin_credit; /* spent by spins in vain, earned by others */
+    unsigned n_skipped;   /* spins not tried for want of credit */
     struct kvt_waiter *waiters;
     uint64_t next_waiter_id;
     _Alignas(8) unsigned char control_rx[8192]; /* the leader's */

@@ -54,7 +54,8 @@ typedef struct kvtier_options {
     const char *client_name; /* for the agent's logs; NULL: the program's name */
     uint32_t queue_depth;    /* ops submitted and not polled yet; 0: 256 */
     uint32_t n_copy_threads; /* 0: 1 */
-    uint32_t spin_us;        /* how long kvt_wait spins before it sleeps; UINT32_MAX: default 0 */
+    uint32_t spin_us;        /* the longest that a wait for an answer spins before it sleeps, while
+                                calls follow each other closely and it pays; UINT32_MAX: 50 */
 } kvtier_options;
 
 /* Everything that must be equal for bytes to be interchangeable; see docs/architecture.md. */
