@@ -49,7 +49,7 @@ static enum kvt_status region_check(const struct kvt_wire_welcome *welcome, uint
 static enum kvt_status region_map(struct kvt_map *map, const struct kvt_wire_region *region, int fd,
                                   struct kvt_error *err)
 {
-    size_t n_units = (region->bytes + UNIT_BYTES - 1) / UNIT_BYTES;
+    size_t n_units = 1 + (region->bytes - 1) / UNIT_BYTES; /* region_check(): never empty */
     void *addr;
 
     map->units = calloc(n_units, sizeof(*map->units));

@@ -288,8 +288,8 @@ void peer_start(struct peer *p, const char *path)
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
     memset(p, 0, sizeof(*p));
     memset(p->fds, -1, sizeof(p->fds));
-    strcpy(p->path, path);
-    strcpy(addr.sun_path, path);
+    ck_assert_int_lt(snprintf(p->path, sizeof(p->path), "%s", path), (int)sizeof(p->path));
+    memcpy(addr.sun_path, p->path, sizeof(p->path));
     p->arena_fd = memfd_create("peer", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     ck_assert_int_eq(ftruncate(p->arena_fd, (off_t)ARENA_BYTES), 0);
     ck_assert_int_eq(fcntl(p->arena_fd, F_ADD_SEALS, F_SEAL_SHRINK), 0);

@@ -103,6 +103,7 @@ START_TEST(copies_equal_their_twin)
         for (uint64_t at = 0; at < bytes;) {
             char *run;
             uint64_t n = kvt_runs_next(&runs, bytes - at, &run);
+            ck_assert_uint_gt(n, 0);
             memcpy(flat + at, run, n);
             at += n;
         }
@@ -120,6 +121,7 @@ START_TEST(copies_equal_their_twin)
         for (uint64_t at = 0; at < bytes;) {
             char *run;
             uint64_t n = kvt_runs_next(&runs, bytes - at, &run);
+            ck_assert_uint_gt(n, 0);
             memcpy(want + (run - (char *)memory), flat + at, n);
             at += n;
         }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "core_fixture.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <xxhash.h>
 
@@ -188,7 +189,9 @@ void fixture_io(struct fixture *f, enum kvt_status status)
 {
     ck_assert_uint_gt(f->n_ios, 0);
     struct kvt_io *io = f->ios[0];
-    memmove(f->ios, f->ios + 1, --f->n_ios * sizeof(f->ios[0]));
+    f->n_ios--;
+    for (unsigned i = 0; i < f->n_ios; i++)
+        f->ios[i] = f->ios[i + 1];
     uint8_t *memory = f->arena + (io->arena_offset - ARENA_BASE);
     ck_assert(io->slab < 8 && io->slot < SLOTS_MAX);
     io->status = status;
@@ -232,6 +235,7 @@ void fixture_settle(struct fixture *f)
 struct kvt_ns_desc fixture_desc(const char *model, uint64_t chunk_bytes, uint32_t n_segments)
 {
     struct kvt_ns_desc desc = {
+        .dtype = "bf16",
         .n_layers = n_segments,
         .n_kv_heads = 1,
         .head_dim = 64,
@@ -241,8 +245,8 @@ struct kvt_ns_desc fixture_desc(const char *model, uint64_t chunk_bytes, uint32_
         .n_segments = n_segments,
         .chunk_bytes = chunk_bytes,
     };
-    strcpy(desc.model, model);
-    strcpy(desc.dtype, "bf16");
+    ck_assert_int_lt(snprintf(desc.model, sizeof(desc.model), "%s", model),
+                     (int)sizeof(desc.model));
     return desc;
 }
 

@@ -54,6 +54,7 @@ static void draw_config(struct sim *sim)
 void sim_node_init(struct sim *sim)
 {
     draw_config(sim);
+    KVT_ASSERT(sim->config.n_host_slabs > 0);
     sim->arena_bytes = sim->config.n_host_slabs * sim->config.host_slab_bytes;
     sim->arena_base = KVT_PAGE_BYTES * sim_below(&sim->rng, 1000);
     sim->arena = aligned_alloc(KVT_PAGE_BYTES, sim->arena_bytes);
