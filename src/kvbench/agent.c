@@ -18,7 +18,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "interrupt.h"
+#include "kvt/interrupt.h"
 #include "kvt/util.h"
 
 #define READY_TIMEOUT_MS 30000

@@ -7,12 +7,12 @@
 #include <unistd.h>
 
 #include "counters.h"
-#include "interrupt.h"
+#include "kvt/interrupt.h"
 #include "kvt/units.h"
 #include "kvt/util.h"
 #include "micro.h"
-#include "options.h"
-#include "progress.h"
+#include "commands.h"
+#include "kvt/progress.h"
 #include "samples.h"
 
 #define READY_ARENA_BYTES (UINT64_C(16) << 30)

@@ -9,12 +9,12 @@
 
 #include "agent.h"
 #include "counters.h"
-#include "interrupt.h"
+#include "kvt/interrupt.h"
 #include "kvt/policy.h"
 #include "kvt/units.h"
 #include "kvt/util.h"
 #include "offline.h"
-#include "options.h"
+#include "commands.h"
 #include "replay.h"
 #include "workload.h"
 

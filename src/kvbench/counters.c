@@ -4,7 +4,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "interrupt.h"
+#include "kvt/interrupt.h"
 #include "kvt/util.h"
 
 #define ANSWER_MS 5000

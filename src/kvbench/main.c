@@ -2,9 +2,9 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "interrupt.h"
+#include "kvt/interrupt.h"
 #include "kvtier.h"
-#include "options.h"
+#include "commands.h"
 #include "workload.h"
 
 static void help(void)

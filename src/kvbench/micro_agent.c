@@ -5,7 +5,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "interrupt.h"
+#include "kvt/interrupt.h"
 #include "kvt/util.h"
 #include "micro.h"
 

@@ -11,7 +11,7 @@
 
 #include "counters.h"
 #include "fill.h"
-#include "interrupt.h"
+#include "kvt/interrupt.h"
 #include "kvt/util.h"
 #include "micro.h"
 #include "mover.h"

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "fill.h"
-#include "interrupt.h"
+#include "kvt/interrupt.h"
 #include "kvt/util.h"
 
 #define CONNECT_MS 10000

@@ -10,9 +10,9 @@
 #include <time.h>
 
 #include "fill.h"
-#include "interrupt.h"
+#include "kvt/interrupt.h"
 #include "kvt/util.h"
-#include "progress.h"
+#include "kvt/progress.h"
 #include "samples.h"
 
 #define BATCH_BYTES     (UINT64_C(16) << 20) /* of a batch's memory, one chunk at least */

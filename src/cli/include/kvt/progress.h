@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A bar on stderr where that is a terminal, else a plain line every few seconds. */
-#ifndef KVT_KVBENCH_PROGRESS_H
-#define KVT_KVBENCH_PROGRESS_H
+#ifndef KVT_PROGRESS_H
+#define KVT_PROGRESS_H
 
 #include <stdbool.h>
 #include <stdint.h>

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "options.h"
+#include "kvt/options.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -42,8 +42,8 @@ bool kvt_option_bytes(const char *option, const char *text, uint64_t min, uint64
     char low[KVT_UNITS_TEXT_BYTES], high[KVT_UNITS_TEXT_BYTES];
     kvt_bytes_format(min, low);
     kvt_bytes_format(max, high);
-    fprintf(stderr, "kvbench: %s: \"%s\" is not a size from %s to %s (units: %s)\n", option, text,
-            low, high, KVT_BYTES_UNITS);
+    fprintf(stderr, "%s: %s: \"%s\" is not a size from %s to %s (units: %s)\n",
+            program_invocation_short_name, option, text, low, high, KVT_BYTES_UNITS);
     return false;
 }
 
@@ -55,8 +55,8 @@ bool kvt_option_number(const char *option, const char *text, uint64_t min, uint6
         *value_p = value;
         return true;
     }
-    fprintf(stderr, "kvbench: %s: \"%s\" is not a whole number from %" PRIu64 " to %" PRIu64 "\n",
-            option, text, min, max);
+    fprintf(stderr, "%s: %s: \"%s\" is not a whole number from %" PRIu64 " to %" PRIu64 "\n",
+            program_invocation_short_name, option, text, min, max);
     return false;
 }
 
@@ -69,7 +69,8 @@ bool kvt_option_real(const char *option, const char *text, double min, double ma
         *value_p = value;
         return true;
     }
-    fprintf(stderr, "kvbench: %s: \"%s\" is not a number from %g to %g\n", option, text, min, max);
+    fprintf(stderr, "%s: %s: \"%s\" is not a number from %g to %g\n", program_invocation_short_name,
+            option, text, min, max);
     return false;
 }
 
@@ -89,6 +90,7 @@ bool kvt_option_bytes_list(const char *option, const char *text, uint64_t min, u
         }
         text += length + 1;
     }
-    fprintf(stderr, "kvbench: %s: more than %d values\n", option, KVT_OPTION_LIST_MAX);
+    fprintf(stderr, "%s: %s: more than %d values\n", program_invocation_short_name, option,
+            KVT_OPTION_LIST_MAX);
     return false;
 }

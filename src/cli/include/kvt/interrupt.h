@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#ifndef KVT_KVBENCH_INTERRUPT_H
-#define KVT_KVBENCH_INTERRUPT_H
+#ifndef KVT_INTERRUPT_H
+#define KVT_INTERRUPT_H
 
 #include <stdbool.h>
 
