@@ -171,8 +171,7 @@ static bool enum_parse(const char *names, const char *text, uint32_t *value_p)
     }
 }
 
-/* A number of the field's type as text. */
-static void number_format(const struct kvt_config_field *field, uint64_t value,
+void config_number_format(const struct kvt_config_field *field, uint64_t value,
                           char text[KVT_UNITS_TEXT_BYTES])
 {
     if (value == 0 && strcmp(field->text, KVT_CONFIG_AUTO) == 0)
@@ -215,8 +214,8 @@ static void number_assign(void *member, const struct kvt_config_field *field, co
         return;
     }
     if (!is_auto && (value < field->min || value > field->max)) {
-        number_format(field, field->min, low);
-        number_format(field, field->max, high);
+        config_number_format(field, field->min, low);
+        config_number_format(field, field->max, high);
         config_error(sink, line, "%s: %.64s is out of range; give %s to %s (default %s)", path,
                      text, field->min == 0 ? "0" : low, high, field->text);
         return;
@@ -311,13 +310,29 @@ void config_assign(void *object, const struct config_target *target, const char 
             memcpy((char *)object + list->count_offset, &n, sizeof(n));
         }
     }
+    unsigned n_before = sink->n_errors;
     member_assign(base + target->field->offset, target->field, path, text, sink, line);
+    config_note(sink, target, line, sink->n_errors > n_before);
+}
+
+void config_path_assign(const struct kvt_config_field *fields, void *object, const char *path,
+                        const char *value, struct config_sink *sink)
+{
+    struct config_target target = config_find(fields, path);
+    if (target.kind == CONFIG_VALUE)
+        config_assign(object, &target, path, value, sink, 0);
+    else if (target.kind == CONFIG_UNKNOWN)
+        config_unknown(fields, path, sink, 0);
+    else
+        config_error(sink, 0, "%s: names a group of keys; give one of them a value", path);
 }
 
 unsigned kvt_config_set(const struct kvt_config_field *fields, void *object, const char *assignment,
+                        enum kvt_config_origin origin, struct kvt_config_sources *sources,
                         kvt_config_error_fn error, void *arg)
 {
-    struct config_sink sink = {.name = "--set", .error = error, .arg = arg};
+    struct config_sink sink = {
+        .name = "--set", .error = error, .arg = arg, .origin = origin, .sources = sources};
     char path[CONFIG_PATH_BYTES];
     const char *equals = strchr(assignment, '=');
     if (equals == NULL || equals == assignment || (size_t)(equals - assignment) >= sizeof(path)) {
@@ -325,96 +340,6 @@ unsigned kvt_config_set(const struct kvt_config_field *fields, void *object, con
         return sink.n_errors;
     }
     snprintf(path, sizeof(path), "%.*s", (int)(equals - assignment), assignment);
-    struct config_target target = config_find(fields, path);
-    if (target.kind == CONFIG_VALUE)
-        config_assign(object, &target, path, equals + 1, &sink, 0);
-    else if (target.kind == CONFIG_UNKNOWN)
-        config_unknown(fields, path, &sink, 0);
-    else
-        config_error(&sink, 0, "%s: names a group of keys; give one of them a value", path);
+    config_path_assign(fields, object, path, equals + 1, &sink);
     return sink.n_errors;
-}
-
-static void text_print(const char *text, FILE *out)
-{
-    fputc('"', out);
-    for (; *text != '\0'; text++) {
-        unsigned char c = (unsigned char)*text;
-        if (c == '"' || c == '\\')
-            fprintf(out, "\\%c", c);
-        else if (c < 0x20 || c == 0x7f)
-            fprintf(out, "\\x%02x", c);
-        else
-            fputc(c, out);
-    }
-    fputc('"', out);
-}
-
-static void member_print(const struct kvt_config_field *field, const char *member, FILE *out)
-{
-    uint32_t small = 0;
-    uint64_t value = 0;
-    bool flag = false;
-    char text[KVT_UNITS_TEXT_BYTES];
-    const char *name = field->names;
-
-    switch (field->type) {
-    case KVT_CONFIG_BOOL:
-        memcpy(&flag, member, sizeof(flag));
-        fputs(flag ? "true" : "false", out);
-        break;
-    case KVT_CONFIG_STR:
-        text_print(member, out);
-        break;
-    case KVT_CONFIG_ENUM:
-        memcpy(&small, member, sizeof(small));
-        for (; small > 0; small--)
-            name += strcspn(name, "|") + 1;
-        fprintf(out, "%.*s", (int)strcspn(name, "|"), name);
-        break;
-    default:
-        if (field->bytes == sizeof(small)) {
-            memcpy(&small, member, sizeof(small));
-            value = small;
-        } else {
-            memcpy(&value, member, sizeof(value));
-        }
-        number_format(field, value, text);
-        fputs(text, out);
-        break;
-    }
-    fputc('\n', out);
-}
-
-static void list_print(const struct kvt_config_field *list, const char *object, FILE *out)
-{
-    uint32_t n;
-    memcpy(&n, object + list->count_offset, sizeof(n));
-    fputs(n == 0 ? "[]\n" : "\n", out);
-    for (uint32_t i = 0; i < n; i++) {
-        const char *element = object + list->offset + i * list->bytes;
-        for (const struct kvt_config_field *f = list->fields; f->type != KVT_CONFIG_END; f++) {
-            fprintf(out, "    %s %s: ", f == list->fields ? "-" : " ", f->key);
-            member_print(f, element + f->offset, out);
-        }
-    }
-}
-
-void kvt_config_print(const struct kvt_config_field *fields, const void *object, FILE *out)
-{
-    const char *section = "";
-    size_t n_section = 0;
-    for (const struct kvt_config_field *f = fields; f->type != KVT_CONFIG_END; f++) {
-        const char *dot = strchr(f->key, '.');
-        size_t n = dot == NULL ? 0 : (size_t)(dot - f->key);
-        if (n > 0 && (n != n_section || strncmp(section, f->key, n) != 0))
-            fprintf(out, "%.*s:\n", (int)n, f->key);
-        section = f->key;
-        n_section = n;
-        fprintf(out, "%s%s: ", n > 0 ? "  " : "", dot == NULL ? f->key : dot + 1);
-        if (f->type == KVT_CONFIG_LIST)
-            list_print(f, object, out);
-        else
-            member_print(f, (const char *)object + f->offset, out);
-    }
 }

@@ -241,17 +241,24 @@ static void event_read(struct walk *walk, const yaml_event_t *event)
 }
 
 unsigned kvt_config_yaml(const struct kvt_config_field *fields, void *object, const char *text,
-                         size_t bytes, const char *name, kvt_config_error_fn error, void *arg)
+                         size_t bytes, const char *name, struct kvt_config_sources *sources,
+                         kvt_config_error_fn error, void *arg)
 {
     struct walk walk = {
         .fields = fields,
         .object = object,
-        .sink = {.name = name, .error = error, .arg = arg},
+        .sink = {.name = name,
+                 .error = error,
+                 .arg = arg,
+                 .origin = KVT_CONFIG_FILE,
+                 .sources = sources},
     };
     yaml_parser_t parser;
     yaml_event_t event;
     bool more = true;
 
+    if (sources != NULL)
+        sources->file = name;
     if (bytes > TEXT_BYTES) {
         config_error(&walk.sink, 0, "larger than 1 MiB; this is no config file");
         return walk.sink.n_errors;

@@ -89,14 +89,39 @@ static void line_str(struct line *line, const char *text)
         line_char(line, *text++);
 }
 
-/* A JSON string; bytes that are not printable ASCII become escapes, so the line is always valid. */
+/* Bytes of the UTF-8 character at text, or 0: it is none (of at least two bytes). */
+static size_t utf8_length(const unsigned char *text, size_t len)
+{
+    size_t n = text[0] >= 0xc2 && text[0] <= 0xdf   ? 2
+               : (text[0] & 0xf0) == 0xe0           ? 3
+               : text[0] >= 0xf0 && text[0] <= 0xf4 ? 4
+                                                    : 0;
+    if (n == 0 || n > len)
+        return 0;
+    for (size_t i = 1; i < n; i++) {
+        if ((text[i] & 0xc0) != 0x80)
+            return 0;
+    }
+    /* Longer than need be, halves of pairs, and past the last character. */
+    if ((text[0] == 0xe0 && text[1] < 0xa0) || (text[0] == 0xed && text[1] > 0x9f) ||
+        (text[0] == 0xf0 && text[1] < 0x90) || (text[0] == 0xf4 && text[1] > 0x8f))
+        return 0;
+    return n;
+}
+
+/* A JSON string. Characters pass, control bytes and what is no character become escapes. */
 static void line_json(struct line *line, const char *text, size_t len)
 {
     static const char hex[] = "0123456789abcdef";
     line_char(line, '"');
     for (size_t i = 0; i < len; i++) {
         unsigned char c = (unsigned char)text[i];
-        if (c == '"' || c == '\\') {
+        size_t n = utf8_length((const unsigned char *)text + i, len - i);
+        if (n > 0) {
+            for (size_t k = 0; k < n; k++)
+                line_char(line, text[i + k]);
+            i += n - 1;
+        } else if (c == '"' || c == '\\') {
             line_char(line, '\\');
             line_char(line, (char)c);
         } else if (c < 0x20 || c >= 0x7f) {
@@ -110,73 +135,143 @@ static void line_json(struct line *line, const char *text, size_t len)
     line_char(line, '"');
 }
 
-/* Start of the next " key=" at or after text, or its end. */
-static const char *pair_find(const char *text)
+/*
+ * Pairs are found in the format, never in what it is filled with: a value may hold anything, also
+ * " key=". MARK takes the place of the space before each key.
+ */
+#define MARK '\x01'
+
+/* Length of the "key=" at text, or 0. */
+static size_t key_length(const char *text)
 {
-    for (const char *p = text; (p = strchr(p, ' ')) != NULL; p++) {
-        const char *key = p + 1;
-        size_t n = 0;
-        while (islower((unsigned char)key[n]) || (n > 0 && isdigit((unsigned char)key[n])) ||
-               (n > 0 && key[n] == '_'))
-            n++;
-        if (n > 0 && key[n] == '=')
-            return p;
+    size_t n = 0;
+    while (islower((unsigned char)text[n]) ||
+           (n > 0 && (isdigit((unsigned char)text[n]) || text[n] == '_' || text[n] == '.')))
+        n++;
+    return n > 0 && text[n] == '=' ? n + 1 : 0;
+}
+
+/* Copy format with its pairs marked; how many that are. Too long: none. */
+static unsigned pairs_mark(const char *format, char marked[TEXT_BYTES])
+{
+    unsigned n = 0;
+    size_t i = 0;
+    for (; format[i] != '\0' && i < TEXT_BYTES - 1; i++) {
+        bool pair = format[i] == ' ' && key_length(format + i + 1) > 0;
+        marked[i] = pair ? MARK : format[i];
+        n += pair;
     }
-    return text + strlen(text);
+    marked[i] = '\0';
+    return format[i] == '\0' ? n : 0;
+}
+
+static unsigned marks_count(const char *text)
+{
+    unsigned n = 0;
+    for (; (text = strchr(text, MARK)) != NULL; text++)
+        n++;
+    return n;
+}
+
+/* The sentence ends, and each pair, at a mark or at the end. */
+static size_t part_length(const char *text)
+{
+    return strcspn(text, "\x01");
 }
 
 static void format_json(struct line *line, const char *time, enum kvt_log_level level,
                         const char *text)
 {
-    const char *end = pair_find(text);
+    size_t n = part_length(text);
     line_str(line, "{\"time\":\"");
     line_str(line, time);
     line_str(line, "\",\"level\":\"");
     line_str(line, level_names[level]);
     line_str(line, "\",\"msg\":");
-    line_json(line, text, (size_t)(end - text));
-    while (*end != '\0') {
-        const char *key = end + 1;
-        const char *value = strchr(key, '=') + 1;
-        end = pair_find(value);
+    line_json(line, text, n);
+    for (text += n; *text == MARK; text += n) {
+        text++;
+        n = part_length(text);
+        size_t n_key = key_length(text);
+        if (n_key == 0 || n_key > n) /* cut */
+            break;
         line_char(line, ',');
-        line_json(line, key, (size_t)(value - key - 1));
+        line_json(line, text, n_key - 1);
         line_char(line, ':');
-        line_json(line, value, (size_t)(end - value));
+        line_json(line, text + n_key, n - n_key);
     }
     line_char(line, '}');
+}
+
+/* Text may hold what a client called itself: no control byte reaches the terminal. */
+static void line_plain(struct line *line, const char *text, size_t len)
+{
+    for (size_t i = 0; i < len; i++)
+        line_char(line, (unsigned char)text[i] < 0x20 || text[i] == 0x7f ? '?' : text[i]);
+}
+
+/* A value that would not be seen as one is quoted. */
+static void line_value(struct line *line, const char *text, size_t len)
+{
+    bool quote = len == 0;
+    for (size_t i = 0; i < len; i++)
+        quote = quote || text[i] == ' ' || text[i] == '"' || text[i] == '=';
+    if (!quote) {
+        line_plain(line, text, len);
+        return;
+    }
+    line_char(line, '"');
+    for (size_t i = 0; i < len; i++) {
+        if (text[i] == '"' || text[i] == '\\')
+            line_char(line, '\\');
+        line_plain(line, text + i, 1);
+    }
+    line_char(line, '"');
 }
 
 static void format_text(struct line *line, const char *time, enum kvt_log_level level,
                         const char *text)
 {
+    size_t n = part_length(text);
     line_str(line, time);
     line_char(line, ' ');
     line_str(line, level_names[level]);
     line_str(line, &"      "[strlen(level_names[level])]);
-    /* Text may hold what a client called itself: no control byte reaches the terminal. */
-    for (; *text != '\0'; text++)
-        line_char(line, (unsigned char)*text < 0x20 || *text == 0x7f ? '?' : *text);
+    line_plain(line, text, n);
+    for (text += n; *text == MARK; text += n) {
+        text++;
+        n = part_length(text);
+        size_t n_key = KVT_MIN(key_length(text), n);
+        line_char(line, ' ');
+        line_plain(line, text, n_key);
+        line_value(line, text + n_key, n - n_key);
+    }
 }
 
 void kvt_log_write(struct kvt_log_site *site, enum kvt_log_level level, const char *format, ...)
 {
+    char marked[TEXT_BYTES];
     char text[TEXT_BYTES];
     char date[32];
     char time[48];
     struct timespec now;
     struct tm tm;
     struct line line = {0};
-    unsigned n_suppressed;
+    unsigned n_suppressed = 0;
     va_list ap;
 
-    if (!site_pass(site, &n_suppressed))
+    if (site != NULL && !site_pass(site, &n_suppressed))
         return;
+    unsigned n_pairs = pairs_mark(format, marked);
     va_start(ap, format);
-    int n = vsnprintf(text, sizeof(text), format, ap);
+    int n = vsnprintf(text, sizeof(text), n_pairs > 0 ? marked : format, ap);
     va_end(ap);
+    if (marks_count(text) > n_pairs) { /* somebody put them there: tell no pairs then */
+        for (char *mark = text; (mark = strchr(mark, MARK)) != NULL;)
+            *mark = ' ';
+    }
     if (n > 0 && n_suppressed > 0 && (size_t)n < sizeof(text))
-        snprintf(text + n, sizeof(text) - (size_t)n, " suppressed=%u", n_suppressed);
+        snprintf(text + n, sizeof(text) - (size_t)n, "\x01suppressed=%u", n_suppressed);
     clock_gettime(CLOCK_REALTIME, &now);
     gmtime_r(&now.tv_sec, &tm);
     strftime(date, sizeof(date), "%Y-%m-%dT%H:%M:%S", &tm);

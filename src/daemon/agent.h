@@ -74,6 +74,8 @@ struct spinner {
 
 struct agent {
     struct daemon_config config;
+    struct kvt_config_sources config_sources;
+    struct daemon_config_input config_input; /* to read it again */
     uint64_t incarnation;
     uint64_t now_ns;
 

@@ -3,6 +3,7 @@
 #define KVT_DAEMON_CONFIG_H
 
 #include <stdbool.h>
+#include <sys/socket.h>
 #include <sys/un.h>
 
 #include "kvt/config.h"
@@ -42,23 +43,45 @@ struct daemon_config {
     uint64_t drain_timeout_ns;
     uint32_t log_level;  /* enum kvt_log_level */
     uint32_t log_format; /* enum kvt_log_format */
+    char metrics_listen[64];
 };
+
+#define DAEMON_ENVIRONMENT "KVTIER_" /* before the keys in names of the environment */
 
 extern const struct kvt_config_field daemon_config_fields[];
 
+/* What a config is made from, in rising order of weight. Borrowed. */
+struct daemon_config_input {
+    const char *file;               /* NULL: none */
+    const char *const *environment; /* "NAME=VALUE", NULL at the end; NULL: none */
+    const char *const *sets;        /* "key=value" */
+    unsigned n_sets;
+};
+
+/** Defaults, then the file, the environment and the assignments. Every fault is reported.
+ * @return the number of faults. */
+unsigned daemon_config_read(struct daemon_config *config, struct kvt_config_sources *sources,
+                            const struct daemon_config_input *input, kvt_config_error_fn error,
+                            void *arg);
+
+/* Log the variables of the environment that look like keys and are none. */
+void daemon_environment_check(const char *const *variables);
+
 /**
- * Defaults, then the file (NULL: none), then the assignments, then the checks across keys; what is
- * left to the agent ("auto") becomes a number. Every fault is reported.
+ * The checks across keys, against the machine too; what is left to the agent ("auto") becomes a
+ * number. Every fault is reported, with the place where the key was given.
  *
+ * @param root  See kvt_cgroup_limits().
  * @return the number of faults; 0: config is complete.
  */
-unsigned daemon_config_load(struct daemon_config *config, const char *file,
-                            const char *const *assignments, unsigned n_assignments,
-                            kvt_config_error_fn error, void *arg);
+unsigned daemon_config_resolve(struct daemon_config *config, struct kvt_config_sources *sources,
+                               const char *root, kvt_config_error_fn error, void *arg);
 
-/* The checks and "auto" alone; root: see kvt_cgroup_limits(). */
-unsigned daemon_config_resolve(struct daemon_config *config, const char *root,
-                               kvt_config_error_fn error, void *arg);
+/* Whether a changed value can take effect while the agent runs. */
+bool daemon_config_reloadable(const struct kvt_config_field *field);
+
+/** "127.0.0.1:9455", "[::1]:9455"; port 0: any. False: neither. */
+bool daemon_address_parse(const char *text, struct sockaddr_storage *address_p);
 
 /* Whole slabs that a disk has room for. */
 uint64_t daemon_disk_slabs(const struct daemon_config *config, const struct kvt_disk_config *disk);

@@ -37,6 +37,11 @@ static const char usage[] =
     "  --help             print this, and exit\n"
     "  --version          print the version, and exit\n"
     "\n"
+    "An option's value is taken from --set, else from the environment (KVTIER_ and the key in "
+    "upper\n"
+    "case with _ for ., like KVTIER_HOST_BYTES), else from the file, else it is the default.\n"
+    "\n"
+    "SIGHUP reads the config again and takes over what can change; the log says what that is.\n"
     "SIGTERM and SIGINT let writes to NVMe finish (shutdown.drain_timeout), a second one does "
     "not.\n"
     "\n"
@@ -167,6 +172,30 @@ static void files_limit_raise(void)
     }
 }
 
+static bool config_load(struct agent *agent, const struct options *options)
+{
+    agent->config_input = (struct daemon_config_input){
+        .file = options->config,
+        .environment = (const char *const *)environ,
+        .sets = options->sets,
+        .n_sets = options->n_sets,
+    };
+    unsigned n = daemon_config_read(&agent->config, &agent->config_sources, &agent->config_input,
+                                    config_error_print, NULL);
+    kvt_log_setup((enum kvt_log_level)agent->config.log_level,
+                  (enum kvt_log_format)agent->config.log_format);
+    daemon_environment_check(agent->config_input.environment);
+    n +=
+        daemon_config_resolve(&agent->config, &agent->config_sources, "", config_error_print, NULL);
+    return n == 0;
+}
+
+static void option_log(void *arg, const char *path, const char *value, const char *source)
+{
+    (void)arg;
+    kvt_log_all(KVT_LOG_INFO, "config key=%s value=%s source=%s", path, value, source);
+}
+
 static int serve(struct agent *agent)
 {
     struct kvt_error err = {.msg = ""};
@@ -175,6 +204,7 @@ static int serve(struct agent *agent)
     kvt_bytes_format(agent->config.host_bytes, host_bytes);
     kvt_log(KVT_LOG_INFO, "starting version=%s host_bytes=%s disks=%u workers=%u", KVT_VERSION,
             host_bytes, agent->config.n_disks, agent->config.workers);
+    kvt_config_each(daemon_config_fields, &agent->config, &agent->config_sources, option_log, NULL);
     enum kvt_status status = agent_open(agent, &err);
     if (status == KVT_OK)
         reactor_run(agent);
@@ -200,8 +230,7 @@ int main(int argc, char **argv)
     agent->epoll_fd = agent->timer_fd = agent->signal_fd = agent->listen_fd = agent->lock_fd = -1;
     agent->feed.stop_fd = agent->feed.event_fd = -1;
     agent->ready_fd = options.ready_fd;
-    if (daemon_config_load(&agent->config, options.config, options.sets, options.n_sets,
-                           config_error_print, NULL) > 0)
+    if (!config_load(agent, &options))
         code = EXIT_USAGE;
     else if (options.print)
         kvt_config_print(daemon_config_fields, &agent->config, stdout);

@@ -122,7 +122,8 @@ static enum kvt_status spawn(struct kvt_agent *agent, const struct kvt_agent_opt
                              char *program, int log_fd, int ready_fd, struct kvt_error *err)
 {
     static char ready_option[] = "--ready-fd", set_option[] = "--set";
-    struct kvt_agent_options all = *options; /* exec wants strings it might change */
+    static char no_metrics[] = "metrics.listen="; /* the port is for an agent that stays */
+    struct kvt_agent_options all = *options;      /* exec wants strings it might change */
     bool fits = kvt_agent_set(&all, "socket.path=%s", agent->socket) &&
                 /* What it holds dies with the folder: nothing to be saved at its end. */
                 kvt_agent_set(&all, "shutdown.drain_timeout=0");
@@ -133,11 +134,13 @@ static enum kvt_status spawn(struct kvt_agent *agent, const struct kvt_agent_opt
         return kvt_error_set(err, KVT_ERR_INVAL, "agent: too many settings");
     char ready_text[16];
     snprintf(ready_text, sizeof(ready_text), "%d", ready_fd);
-    char *argv[4 + 2 * KVT_AGENT_SETS_MAX];
+    char *argv[6 + 2 * KVT_AGENT_SETS_MAX];
     unsigned argc = 0;
     argv[argc++] = program;
     argv[argc++] = ready_option;
     argv[argc++] = ready_text;
+    argv[argc++] = set_option;
+    argv[argc++] = no_metrics; /* first, so that --set of the caller has the last word */
     for (unsigned i = 0; i < all.n_sets; i++) {
         argv[argc++] = set_option;
         argv[argc++] = all.sets[i];

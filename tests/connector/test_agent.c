@@ -27,17 +27,18 @@ static pid_t agent;
 
 static pid_t agent_start(bool with_nvme, const char *host_bytes)
 {
-    char set[5][160];
-    const char *argv[16] = {kvtierd};
+    char set[6][160];
+    const char *argv[20] = {kvtierd};
     int ready[2], n = 1;
     char text[8];
 
     snprintf(set[0], sizeof(set[0]), "socket.path=%s", socket_path);
     snprintf(set[1], sizeof(set[1]), "host.bytes=%s", host_bytes);
     snprintf(set[2], sizeof(set[2]), "host.slab_bytes=16MiB");
-    snprintf(set[3], sizeof(set[3]), "nvme.path=%s/store", dir);
-    snprintf(set[4], sizeof(set[4]), "nvme.bytes=512MiB");
-    for (int i = 0; i < (with_nvme ? 5 : 3); i++) {
+    snprintf(set[3], sizeof(set[3]), "metrics.listen=");
+    snprintf(set[4], sizeof(set[4]), "nvme.path=%s/store", dir);
+    snprintf(set[5], sizeof(set[5]), "nvme.bytes=512MiB");
+    for (int i = 0; i < (with_nvme ? 6 : 4); i++) {
         argv[n++] = "--set";
         argv[n++] = set[i];
     }

@@ -133,7 +133,8 @@ class Agent:
     def __init__(self, folder, *sets, wait=True, nvme_bytes=0):
         self.path = os.path.join(folder, "s.sock")
         args = [KVTIERD, "--set", f"socket.path={self.path}", "--set", "host.bytes=32MiB",
-                "--set", "host.slab_bytes=8MiB", "--set", "host.huge_pages=off"]
+                "--set", "host.slab_bytes=8MiB", "--set", "host.huge_pages=off",
+                "--set", "metrics.listen="]
         if nvme_bytes:
             args += ["--set", f"nvme.path={folder}/store", "--set", f"nvme.bytes={nvme_bytes}",
                      "--set", "nvme.slab_bytes=8MiB"]

@@ -60,7 +60,7 @@ static unsigned read_yaml(struct sample *sample, const char *text, struct messag
 {
     messages->text[0] = '\0';
     kvt_config_defaults(fields, sample);
-    return kvt_config_yaml(fields, sample, text, strlen(text), "f.yaml", collect, messages);
+    return kvt_config_yaml(fields, sample, text, strlen(text), "f.yaml", NULL, collect, messages);
 }
 
 START_TEST(good_file_is_read)
@@ -172,8 +172,11 @@ START_TEST(set_takes_the_same_parser)
     struct sample s;
     struct messages m = {.text = ""};
     kvt_config_defaults(fields, &s);
-    ck_assert_uint_eq(kvt_config_set(fields, &s, "host.size=2MiB", collect, &m), 0);
-    ck_assert_uint_eq(kvt_config_set(fields, &s, "nvme.disks.0.path=/x=y", collect, &m), 0);
+    ck_assert_uint_eq(
+        kvt_config_set(fields, &s, "host.size=2MiB", KVT_CONFIG_ARGUMENT, NULL, collect, &m), 0);
+    ck_assert_uint_eq(kvt_config_set(fields, &s, "nvme.disks.0.path=/x=y", KVT_CONFIG_ARGUMENT,
+                                     NULL, collect, &m),
+                      0);
     ck_assert_uint_eq(s.size, 2 * KVT_MIB);
     ck_assert_str_eq(s.disks[0].path, "/x=y");
     ck_assert_uint_eq(s.disks[0].bytes, KVT_GIB);
@@ -181,7 +184,9 @@ START_TEST(set_takes_the_same_parser)
         "host.size",           "=1",  "host=1",       "hst.size=1MiB",
         "nvme.disks.2.path=x", "x=1", "nvme.disks=1", "host.size="};
     for (unsigned i = 0; i < KVT_ARRAY_LEN(wrong); i++)
-        ck_assert_msg(kvt_config_set(fields, &s, wrong[i], collect, &m) == 1, "%s", wrong[i]);
+        ck_assert_msg(
+            kvt_config_set(fields, &s, wrong[i], KVT_CONFIG_ARGUMENT, NULL, collect, &m) == 1, "%s",
+            wrong[i]);
 }
 END_TEST
 

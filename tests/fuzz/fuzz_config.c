@@ -36,14 +36,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     memcpy(copy, data, bytes);
     memset(&config, 0, sizeof(config));
     kvt_config_defaults(daemon_config_fields, &config);
-    unsigned n = kvt_config_yaml(daemon_config_fields, &config, copy, bytes, "fuzz", ignore, NULL);
+    unsigned n =
+        kvt_config_yaml(daemon_config_fields, &config, copy, bytes, "fuzz", NULL, ignore, NULL);
     free(copy);
     if (n > 0)
         return 0;
     char *text = print(&config, &n_text);
     memset(&again, 0, sizeof(again));
     kvt_config_defaults(daemon_config_fields, &again);
-    n = kvt_config_yaml(daemon_config_fields, &again, text, n_text, "printed", ignore, NULL);
+    n = kvt_config_yaml(daemon_config_fields, &again, text, n_text, "printed", NULL, ignore, NULL);
     KVT_ASSERT(n == 0);
     char *text_again = print(&again, &n_text_again);
     KVT_ASSERT(n_text == n_text_again && memcmp(text, text_again, n_text) == 0);

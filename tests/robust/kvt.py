@@ -92,7 +92,7 @@ class Agent:
         self.sets = {"socket.path": self.socket, "host.bytes": "32MiB",
                      "host.slab_bytes": "4MiB", "nvme.path": self.store, "nvme.bytes": "256MiB",
                      "nvme.slab_bytes": "8MiB", "nvme.scrub_bytes_per_s": "0",
-                     "index.chunks_max": "65536"}
+                     "index.chunks_max": "65536", "metrics.listen": ""}
         self.set(**sets)
 
     def set(self, **sets):

@@ -25,6 +25,13 @@ bool kvt_log_format_parse(const char *text, enum kvt_log_format *format_p);
             kvt_log_write(&kvt_site_, level, __VA_ARGS__);                                         \
     } while (0)
 
+/* The same without a limit: for lists of known length, as at start. */
+#define kvt_log_all(level, ...)                                                                    \
+    do {                                                                                           \
+        if (kvt_log_enabled(level))                                                                \
+            kvt_log_write(NULL, level, __VA_ARGS__);                                               \
+    } while (0)
+
 struct kvt_log_site {
     _Atomic unsigned long long window_ns; /* start of the present second */
     _Atomic unsigned n_in_window;
