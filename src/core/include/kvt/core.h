@@ -81,6 +81,8 @@ struct kvt_core_actions {
                    const struct kvt_wire_item *items, unsigned n, unsigned n_open);
     void (*committed)(void *arg, uint32_t session, uint64_t op, enum kvt_status status,
                       const struct kvt_wire_item *items, unsigned n, unsigned n_open);
+    /* A job of core_admin.h has ended. NULL: nobody wants to know. */
+    void (*job_done)(void *arg, uint64_t job);
 };
 
 /** @return KVT_OK, KVT_ERR_INVAL (err names the field), KVT_ERR_NOMEM. */
