@@ -236,6 +236,16 @@ void kvt_core_flush(struct kvt_core *core, uint64_t now_ns)
     core_ops_emit(core, now_ns);
 }
 
+void kvt_core_tune(struct kvt_core *core, const struct kvt_core_tuning *tuning)
+{
+    core->config.admission = tuning->admission;
+    core->config.read_bytes_max = tuning->read_bytes_max;
+    core->config.write_bytes_max = tuning->write_bytes_max;
+    core->config.lease_ttl_ns = tuning->lease_ttl_ns;
+    core->config.lease_ttl_max_ns = tuning->lease_ttl_max_ns;
+    core->config.scrub_bytes_per_s = tuning->scrub_bytes_per_s;
+}
+
 void kvt_core_drain(struct kvt_core *core)
 {
     core->draining = true;

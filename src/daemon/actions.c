@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "agent.h"
+#include "kvt/log.h"
 #include "kvt/util.h"
 
 #define META_BATCH 256
@@ -33,6 +34,7 @@ void actions_fini(struct agent *agent)
 static void action_io(void *arg, struct kvt_io *io)
 {
     struct agent *agent = arg;
+    metrics_io_begin(&agent->metrics, io, agent->now_ns);
     io->next = NULL;
     if (agent->ios.tail != NULL)
         agent->ios.tail->next = io;
@@ -65,8 +67,10 @@ bool actions_collect_io(struct agent *agent)
     bool any = false;
     for (unsigned round = 0; round < ROUNDS_MAX; round++) {
         unsigned n = agent->nvme->ops->poll(agent->nvme, done, IO_BATCH);
-        for (unsigned i = 0; i < n; i++)
+        for (unsigned i = 0; i < n; i++) {
+            metrics_io_end(&agent->metrics, done[i], agent->now_ns);
             kvt_core_io_done(agent->core, done[i], agent->now_ns);
+        }
         any = any || n > 0;
         if (n < IO_BATCH)
             break;
@@ -154,6 +158,20 @@ bool actions_collect_meta(struct agent *agent)
 
 /* --- answers ---------------------------------------------------------------------------------- */
 
+static void answered(struct agent *agent, enum metrics_timed what, uint32_t session, uint64_t op,
+                     enum kvt_status status, const struct kvt_wire_item *items, unsigned n)
+{
+    unsigned n_ok = 0;
+    for (unsigned i = 0; i < n; i++)
+        n_ok += items[i].status == KVT_OK;
+    if (status != KVT_OK)
+        metrics_op_drop(&agent->metrics, session, op);
+    else
+        metrics_op_answer(&agent->metrics, session, op, what, n, n_ok);
+    kvt_log(KVT_LOG_TRACE, "op answered kind=%u items=%u ok=%u session=%u op=%llu", what, n, n_ok,
+            session, (unsigned long long)op);
+}
+
 static void answer(struct agent *agent, uint16_t type, uint32_t session, uint64_t op,
                    enum kvt_status status, const struct kvt_wire_item *items, unsigned n,
                    unsigned n_open)
@@ -178,18 +196,21 @@ static void answer(struct agent *agent, uint16_t type, uint32_t session, uint64_
 static void action_reserved(void *arg, uint32_t session, uint64_t op, enum kvt_status status,
                             const struct kvt_wire_item *items, unsigned n, unsigned n_open)
 {
+    answered(arg, TIMED_RESERVE, session, op, status, items, n);
     answer(arg, KVT_WIRE_RESERVE_R, session, op, status, items, n, n_open);
 }
 
 static void action_loaded(void *arg, uint32_t session, uint64_t op, enum kvt_status status,
                           const struct kvt_wire_item *items, unsigned n, unsigned n_open)
 {
+    answered(arg, TIMED_LOAD_HOST, session, op, status, items, n);
     answer(arg, KVT_WIRE_LOAD_R, session, op, status, items, n, n_open);
 }
 
 static void action_committed(void *arg, uint32_t session, uint64_t op, enum kvt_status status,
                              const struct kvt_wire_item *items, unsigned n, unsigned n_open)
 {
+    answered(arg, TIMED_COMMIT, session, op, status, items, n);
     answer(arg, KVT_WIRE_COMMIT_R, session, op, status, items, n, n_open);
 }
 

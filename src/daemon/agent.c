@@ -32,6 +32,11 @@ static uint32_t nvme_slabs(const struct daemon_config *config)
     return (uint32_t)n;
 }
 
+static uint32_t n_ops_max(const struct daemon_config *config)
+{
+    return KVT_MIN(config->sessions_max * config->sessions_ops_max, OPS_MAX);
+}
+
 static enum kvt_status core_open(struct agent *agent, uint32_t n_nvme_slabs, struct kvt_error *err)
 {
     const struct daemon_config *c = &agent->config;
@@ -49,7 +54,7 @@ static enum kvt_status core_open(struct agent *agent, uint32_t n_nvme_slabs, str
         .read_bytes_max = c->nvme_read_inflight_bytes,
         .write_bytes_max = c->nvme_write_inflight_bytes,
         .n_sessions_max = c->sessions_max,
-        .n_ops_max = KVT_MIN(c->sessions_max * c->sessions_ops_max, OPS_MAX),
+        .n_ops_max = n_ops_max(c),
         .n_ops_session_max = c->sessions_ops_max,
         .n_leases_max = LEASES_MAX,
         .n_leases_session_max = KVT_MAX(LEASES_MAX / c->sessions_max, 64),
@@ -78,6 +83,7 @@ static void core_close(struct agent *agent)
 
 struct replay {
     struct kvt_core *core;
+    struct ideal *ideal;
     uint64_t n_records;
 };
 
@@ -96,6 +102,8 @@ static void replay_records(void *arg, const struct kvt_meta_record *records, uns
     struct replay *replay = arg;
     replay->n_records += n;
     kvt_core_restore_records(replay->core, records, n);
+    for (unsigned i = 0; i < n; i++)
+        ideal_stored(replay->ideal, records[i].ns, &records[i].key, 1);
 }
 
 /* Move a directory that RocksDB refuses out of the way; it is kept for whoever wants to look. */
@@ -128,7 +136,7 @@ static enum kvt_status meta_open(struct agent *agent, uint32_t n_slabs,
         enum kvt_status status = core_open(agent, n_slabs, err);
         if (status != KVT_OK)
             return status;
-        struct replay replay = {.core = agent->core};
+        struct replay replay = {.core = agent->core, .ideal = agent->metrics.ideal};
         const struct kvt_meta_visitor visitor = {
             .arg = &replay, .ns = replay_ns, .slab = replay_slab, .records = replay_records};
         memset(store_id, 0, STORE_ID_BYTES);
@@ -282,14 +290,99 @@ static enum kvt_status stores_open(struct agent *agent, struct kvt_error *err)
 
 static enum kvt_status edges_watch(struct agent *agent, struct kvt_error *err)
 {
-    enum kvt_status status = KVT_OK;
-    if (agent->nvme != NULL)
+    enum kvt_status status = reactor_watch(agent, agent->reload.event_fd, WATCH_RELOAD);
+    if (status == KVT_OK && agent->http.daemon != NULL)
+        status = reactor_watch(agent, agent->http.pull.ask_fd, WATCH_METRICS);
+    if (status == KVT_OK && agent->nvme != NULL)
         status = reactor_watch(agent, agent->nvme->ops->event_fd(agent->nvme), WATCH_NVME);
     if (status == KVT_OK && agent->meta != NULL)
         status = reactor_watch(agent, kvt_meta_event_fd(agent->meta), WATCH_META);
     if (status != KVT_OK)
         return kvt_error_set(err, status, "kvtierd: cannot watch the tiers; check ulimit -n");
     return KVT_OK;
+}
+
+/* What others see of the agent: it answers from here on, with "starting" at first. */
+static enum kvt_status service_open(struct agent *agent, struct kvt_error *err)
+{
+    const struct daemon_config *c = &agent->config;
+    /* An op may have a store's or load's answer and a commit's outstanding. */
+    if (!metrics_init(&agent->metrics, c->sessions_max, 2 * n_ops_max(c)) ||
+        reload_open(&agent->reload) != KVT_OK)
+        return kvt_error_set(err, KVT_ERR_NOMEM, "kvtierd: out of memory at start");
+    notify_open(&agent->notify);
+    agent_state_set(agent, SERVICE_STARTING);
+    return http_start(&agent->http, c->metrics_listen, err);
+}
+
+static void service_close(struct agent *agent)
+{
+    http_stop(&agent->http);
+    reload_close(&agent->reload);
+    notify_close(&agent->notify);
+    metrics_fini(&agent->metrics);
+}
+
+void agent_state_set(struct agent *agent, enum service_state state)
+{
+    atomic_store_explicit(&agent->http.state, state, memory_order_relaxed);
+    if (state == SERVICE_READY)
+        notify_send(&agent->notify, "READY=1");
+    else if (state == SERVICE_DRAINING)
+        notify_send(&agent->notify, "STOPPING=1");
+    agent_status_tell(agent);
+}
+
+void agent_status_tell(struct agent *agent)
+{
+    switch ((enum service_state)atomic_load_explicit(&agent->http.state, memory_order_relaxed)) {
+    case SERVICE_STARTING:
+        notify_send(&agent->notify, "STATUS=starting");
+        break;
+    case SERVICE_READY:
+        notify_send(&agent->notify, "READY=1\nSTATUS=serving on %s", agent->config.socket_path);
+        break;
+    case SERVICE_DRAINING:
+        notify_send(&agent->notify, "STATUS=finishing writes to NVMe");
+        break;
+    }
+}
+
+void agent_stats(const struct agent *agent, uint64_t stats[KVT_STAT_N])
+{
+    struct kvt_tier_info info;
+    kvt_core_stats(agent->core, stats);
+    if (agent->nvme != NULL) {
+        agent->nvme->ops->info(agent->nvme, &info);
+        stats[KVT_STAT_NVME_DEGRADED] |= info.degraded;
+    } else if (agent->config.n_disks > 0) {
+        stats[KVT_STAT_NVME_DEGRADED] = 1; /* wanted, and not to be opened */
+    }
+}
+
+void agent_snapshot(void *arg, struct metrics_snapshot *snapshot)
+{
+    const struct agent *agent = arg;
+    agent_stats(agent, snapshot->stats);
+    snapshot->counters = agent->metrics.counters;
+    snapshot->counters.avoidable_keys = ideal_avoidable(agent->metrics.ideal);
+    snapshot->made_ns = kvt_now_ns();
+}
+
+void agent_tune(struct agent *agent)
+{
+    const struct daemon_config *c = &agent->config;
+    const struct kvt_core_tuning tuning = {
+        .admission = (enum kvt_admission)c->nvme_admission,
+        .read_bytes_max = c->nvme_read_inflight_bytes,
+        .write_bytes_max = c->nvme_write_inflight_bytes,
+        .lease_ttl_ns = c->lease_ttl_ns,
+        .lease_ttl_max_ns = c->lease_ttl_max_ns,
+        .scrub_bytes_per_s = c->nvme_scrub_bytes_per_s,
+    };
+    kvt_core_tune(agent->core, &tuning);
+    agent->spin.ns = c->spin_ns;
+    kvt_log_setup((enum kvt_log_level)c->log_level, (enum kvt_log_format)c->log_format);
 }
 
 enum kvt_status agent_open(struct agent *agent, struct kvt_error *err)
@@ -299,6 +392,8 @@ enum kvt_status agent_open(struct agent *agent, struct kvt_error *err)
         (ssize_t)sizeof(agent->incarnation))
         agent->incarnation = agent->start_ns;
     enum kvt_status status = reactor_open(agent, err);
+    if (status == KVT_OK)
+        status = service_open(agent, err);
     if (status == KVT_OK)
         status = host_open(agent, err);
     if (status == KVT_OK)
@@ -317,6 +412,7 @@ enum kvt_status agent_open(struct agent *agent, struct kvt_error *err)
 
 void agent_close(struct agent *agent)
 {
+    service_close(agent);
     listen_close(agent);
     slabs_stop(agent);
     nvme_close(agent); /* waits for transfers: the core's pages and the arena are still there */

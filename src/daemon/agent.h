@@ -10,7 +10,11 @@
 #include <sys/types.h>
 
 #include "daemon_config.h"
+#include "http.h"
 #include "kvt/wire_check.h"
+#include "metrics.h"
+#include "notify.h"
+#include "reload.h"
 
 #define IO_BATCH      64
 #define GREETINGS_MAX 64 /* connections that have not said HELLO */
@@ -87,6 +91,10 @@ struct agent {
     struct io_queue ios;
     struct meta_queue changes;
     struct slab_feed feed;
+    struct metrics metrics;
+    struct http http;
+    struct notify notify;
+    struct reload reload;
 
     int epoll_fd, timer_fd, signal_fd, listen_fd, lock_fd;
     uint64_t timer_ns; /* armed for; UINT64_MAX: not */
@@ -116,6 +124,14 @@ struct agent {
 /* agent.c: tiers, metadata and core, in the order that a crash-safe start needs. */
 enum kvt_status agent_open(struct agent *agent, struct kvt_error *err) KVT_MUST_CHECK;
 void agent_close(struct agent *agent);
+/* Hand on what of the config can change while the agent runs. */
+void agent_tune(struct agent *agent);
+/* Counters of core and tiers; agent_snapshot(): all that metrics show (arg: the agent). */
+void agent_stats(const struct agent *agent, uint64_t stats[KVT_STAT_N]);
+void agent_snapshot(void *arg, struct metrics_snapshot *snapshot);
+/* The agent starts, serves or drains: tell who may want to know. */
+void agent_state_set(struct agent *agent, enum service_state state);
+void agent_status_tell(struct agent *agent);
 
 /* actions.c: what the core asks for. */
 extern const struct kvt_core_actions agent_actions;
@@ -150,8 +166,9 @@ bool session_read(struct agent *agent, struct conn *conn);
 void session_send(struct agent *agent, struct conn *conn, const void *msg, size_t bytes);
 /* Add items to the last queued message if that is the same answer. False: it is not. */
 bool session_append(struct conn *conn, const struct kvt_wire_items *msg);
-/* End a session that broke the protocol: wire.h says how. */
-void session_end(struct agent *agent, struct conn *conn, const char *cause);
+/* End a session that broke the protocol: wire.h says how. detail: for the log. */
+void session_end(struct agent *agent, struct conn *conn, enum session_end_cause cause,
+                 const char *detail);
 void session_close(struct agent *agent, struct conn *conn);
 
 /* handler.c: one checked or unchecked message of a client. */
@@ -171,6 +188,8 @@ enum watch {
     WATCH_SLABS,
     WATCH_NVME,
     WATCH_META,
+    WATCH_METRICS,
+    WATCH_RELOAD,
     WATCH_CONN
 };
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What each message does. Bytes of a client: checked before anything is done with them. */
 #include <errno.h>
+#include <inttypes.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -8,9 +9,21 @@
 #include "kvt/log.h"
 #include "kvt/util.h"
 
+static void refused_count(struct agent *agent, const struct conn *conn, uint16_t type, uint64_t op,
+                          enum kvt_status status)
+{
+    struct metrics_counters *c = &agent->metrics.counters;
+    if (status == KVT_OK)
+        return;
+    c->refused[KVT_MIN((unsigned)-status, KVT_ARRAY_LEN(c->refused) - 1)]++;
+    kvt_log(KVT_LOG_DEBUG, "request refused: %s type=%u session=%u op=%" PRIu64 " client=%s",
+            kvt_status_str(status), type, conn->session, op, conn->client);
+}
+
 static void send_status(struct agent *agent, struct conn *conn, uint16_t type, uint64_t op,
                         enum kvt_status status)
 {
+    refused_count(agent, conn, type, op, status);
     struct kvt_wire_status msg = {.h = {.type = type, .bytes = sizeof(msg), .op = op},
                                   .status = status};
     session_send(agent, conn, &msg, sizeof(msg));
@@ -22,6 +35,7 @@ static void send_refused(struct agent *agent, struct conn *conn, uint16_t type, 
 {
     struct kvt_wire_items msg = {.h = {.type = type, .bytes = sizeof(msg), .op = op},
                                  .status = status};
+    refused_count(agent, conn, type, op, status);
     session_send(agent, conn, &msg, sizeof(msg));
 }
 
@@ -87,6 +101,7 @@ static void handle_hello(struct agent *agent, struct conn *conn)
         kvt_log(KVT_LOG_WARN, "client refused: %s pid=%d client=%s version=%u",
                 kvt_status_str((enum kvt_status)msg.status), (int)conn->pid, conn->client,
                 hello->version);
+        agent->metrics.counters.sessions_refused++;
         (void)welcome_send(agent, conn, &msg);
         session_close(agent, conn);
         return;
@@ -123,7 +138,17 @@ static void handle_lookup(struct agent *agent, struct conn *conn, enum kvt_statu
     reply->h = (struct kvt_wire_header){.type = KVT_WIRE_LOOKUP_R,
                                         .bytes = (uint32_t)sizeof(*reply) + reply->n_hit,
                                         .op = msg->h.op};
+    /* Sending may end the session, but what was asked and answered stays where it is. */
     session_send(agent, conn, reply, reply->h.bytes);
+    metrics_timed(&agent->metrics, TIMED_LOOKUP, agent->now_ns);
+    if (reply->status != KVT_OK) {
+        refused_count(agent, conn, KVT_WIRE_LOOKUP_R, msg->h.op, (enum kvt_status)reply->status);
+        return;
+    }
+    metrics_lookup(&agent->metrics, kvt_core_ns_desc(agent->core, msg->ns), msg,
+                   kvt_wire_lookup_keys(msg), (const uint8_t *)(reply + 1), reply->n_hit);
+    kvt_log(KVT_LOG_TRACE, "lookup keys=%u hits=%u session=%u op=%" PRIu64, msg->n_keys,
+            reply->n_hit, conn->session, msg->h.op);
 }
 
 static void handle_ns_open(struct agent *agent, struct conn *conn)
@@ -139,9 +164,23 @@ static void handle_ns_open(struct agent *agent, struct conn *conn)
     if (status != KVT_OK) {
         size_t n = strnlen(err.msg, sizeof(reply.msg) - 1);
         memcpy(reply.msg, err.msg, n);
-        kvt_log(KVT_LOG_WARN, "%s client=%s", err.msg, conn->client);
+        refused_count(agent, conn, KVT_WIRE_NS_OPEN_R, msg->h.op, status);
+        kvt_log(KVT_LOG_WARN, "namespace refused: %s session=%u op=%" PRIu64 " client=%s", err.msg,
+                conn->session, msg->h.op, conn->client);
     }
     session_send(agent, conn, &reply, sizeof(reply));
+    metrics_timed(&agent->metrics, TIMED_NS_OPEN, agent->now_ns);
+}
+
+/* The core has taken an op; its answers come later (actions.c). */
+static void op_accepted(struct agent *agent, const struct conn *conn, enum metrics_timed what,
+                        uint64_t op, uint32_t ns, unsigned n_items)
+{
+    const struct kvt_ns_desc *desc = ns != UINT32_MAX ? kvt_core_ns_desc(agent->core, ns) : NULL;
+    metrics_op_begin(&agent->metrics, conn->session, op, what, n_items,
+                     desc != NULL ? desc->chunk_bytes : 0, agent->now_ns);
+    kvt_log(KVT_LOG_TRACE, "op accepted kind=%u items=%u session=%u op=%" PRIu64, what, n_items,
+            conn->session, op);
 }
 
 static void handle_reserve(struct agent *agent, struct conn *conn, enum kvt_status status)
@@ -151,8 +190,13 @@ static void handle_reserve(struct agent *agent, struct conn *conn, enum kvt_stat
         status = kvt_core_reserve(agent->core, conn->session, msg->h.op, msg->ns,
                                   kvt_wire_reserve_keys(msg), msg->n_keys, msg->flags,
                                   msg->deadline_ns, agent->now_ns);
-    if (status != KVT_OK)
+    if (status != KVT_OK) {
         send_refused(agent, conn, KVT_WIRE_RESERVE_R, msg->h.op, status);
+        return;
+    }
+    op_accepted(agent, conn, TIMED_RESERVE, msg->h.op, msg->ns,
+                msg->n_keys - ((msg->flags & KVT_STORE_PARENT) != 0));
+    ideal_stored(agent->metrics.ideal, msg->ns, kvt_wire_reserve_keys(msg), msg->n_keys);
 }
 
 static void handle_commit(struct agent *agent, struct conn *conn, enum kvt_status status)
@@ -164,7 +208,7 @@ static void handle_commit(struct agent *agent, struct conn *conn, enum kvt_statu
         if (n_segments == 0)
             status = KVT_ERR_INVAL; /* no such op: how long the message should be is unknown */
         else if (kvt_wire_commit_check(msg, n_segments) != KVT_OK) {
-            session_end(agent, conn, "commit of a wrong size");
+            session_end(agent, conn, END_MALFORMED, "commit of a wrong size");
             return;
         }
     }
@@ -172,9 +216,12 @@ static void handle_commit(struct agent *agent, struct conn *conn, enum kvt_statu
         status =
             kvt_core_commit(agent->core, conn->session, msg->h.op, kvt_wire_commit_indexes(msg),
                             msg->n_items, msg->flags, kvt_wire_commit_sums(msg), agent->now_ns);
-    /* Nobody waits for the answer to an abort. */
-    if (status != KVT_OK && (msg->flags & KVT_COMMIT_ABORT) == 0)
+    if ((msg->flags & KVT_COMMIT_ABORT) != 0)
+        return; /* nobody waits for the answer */
+    if (status != KVT_OK)
         send_refused(agent, conn, KVT_WIRE_COMMIT_R, msg->h.op, status);
+    else
+        op_accepted(agent, conn, TIMED_COMMIT, msg->h.op, UINT32_MAX, msg->n_items);
 }
 
 static void handle_load(struct agent *agent, struct conn *conn, enum kvt_status status)
@@ -186,6 +233,10 @@ static void handle_load(struct agent *agent, struct conn *conn, enum kvt_status 
                           msg->n_keys, msg->flags, msg->deadline_ns, agent->now_ns);
     if (status != KVT_OK)
         send_refused(agent, conn, KVT_WIRE_LOAD_R, msg->h.op, status);
+    else
+        op_accepted(agent, conn,
+                    (msg->flags & KVT_LOAD_PREFETCH) != 0 ? TIMED_PREFETCH : TIMED_LOAD_HOST,
+                    msg->h.op, msg->ns, msg->n_keys - ((msg->flags & KVT_LOAD_PARENT) != 0));
 }
 
 static void handle_stats(struct agent *agent, struct conn *conn, uint64_t op)
@@ -195,14 +246,7 @@ static void handle_stats(struct agent *agent, struct conn *conn, uint64_t op)
         uint64_t values[KVT_STAT_N];
     } msg = {
         .r = {.h = {.type = KVT_WIRE_STATS_R, .bytes = sizeof(msg), .op = op}, .n = KVT_STAT_N}};
-    struct kvt_tier_info info;
-    kvt_core_stats(agent->core, msg.values);
-    if (agent->nvme != NULL) {
-        agent->nvme->ops->info(agent->nvme, &info);
-        msg.values[KVT_STAT_NVME_DEGRADED] |= info.degraded;
-    } else if (agent->config.n_disks > 0) {
-        msg.values[KVT_STAT_NVME_DEGRADED] = 1; /* wanted, and not to be opened */
-    }
+    agent_stats(agent, msg.values);
     session_send(agent, conn, &msg, sizeof(msg));
 }
 
@@ -224,6 +268,7 @@ static void handle_request(struct agent *agent, struct conn *conn, enum kvt_stat
         send_status(agent, conn, KVT_WIRE_RELEASE_R, h->op,
                     kvt_core_release(agent->core, conn->session,
                                      ((const struct kvt_wire_release *)(void *)agent->rx)->lease));
+        metrics_timed(&agent->metrics, TIMED_RELEASE, agent->now_ns);
         break;
     case KVT_WIRE_RESERVE:
         handle_reserve(agent, conn, status);
@@ -235,17 +280,20 @@ static void handle_request(struct agent *agent, struct conn *conn, enum kvt_stat
         handle_load(agent, conn, status);
         break;
     case KVT_WIRE_LOAD_DONE:
+        metrics_op_drop(&agent->metrics, conn->session, h->op);
         kvt_core_load_done(agent->core, conn->session, h->op, agent->now_ns);
         break;
     case KVT_WIRE_CANCEL:
+        metrics_op_drop(&agent->metrics, conn->session, h->op);
         send_status(agent, conn, KVT_WIRE_CANCEL_R, h->op,
                     kvt_core_cancel(agent->core, conn->session, h->op, agent->now_ns));
+        metrics_timed(&agent->metrics, TIMED_CANCEL, agent->now_ns);
         break;
     case KVT_WIRE_STATS:
         handle_stats(agent, conn, h->op);
         break;
     default:
-        session_end(agent, conn, "message out of order");
+        session_end(agent, conn, END_ORDER, "message out of order");
         break;
     }
 }
@@ -260,7 +308,7 @@ void handle_message(struct agent *agent, struct conn *conn, size_t bytes)
         else
             session_close(agent, conn); /* it holds nothing yet */
     } else if (status == KVT_ERR_PROTO) {
-        session_end(agent, conn, "malformed message");
+        session_end(agent, conn, END_MALFORMED, "malformed message");
     } else {
         handle_request(agent, conn, status);
     }

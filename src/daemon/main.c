@@ -229,6 +229,8 @@ int main(int argc, char **argv)
     memset(agent, 0, sizeof(*agent));
     agent->epoll_fd = agent->timer_fd = agent->signal_fd = agent->listen_fd = agent->lock_fd = -1;
     agent->feed.stop_fd = agent->feed.event_fd = -1;
+    agent->http.pull.ask_fd = agent->http.pull.answer_fd = -1;
+    agent->reload.event_fd = agent->notify.fd = -1;
     agent->ready_fd = options.ready_fd;
     if (!config_load(agent, &options))
         code = EXIT_USAGE;

@@ -75,6 +75,7 @@ static void drain_start(struct agent *agent)
     kvt_log(KVT_LOG_INFO, "draining timeout_ms=%llu",
             (unsigned long long)(agent->config.drain_timeout_ns / KVT_NS_PER_MS));
     agent->draining = true;
+    agent_state_set(agent, SERVICE_DRAINING);
     agent->drain_deadline_ns = agent->now_ns + agent->config.drain_timeout_ns;
     listen_close(agent);
     kvt_core_drain(agent->core);
@@ -96,7 +97,7 @@ static void signals_read(struct agent *agent)
     struct signalfd_siginfo info;
     while (read(agent->signal_fd, &info, sizeof(info)) == (ssize_t)sizeof(info)) {
         if (info.ssi_signo == SIGHUP) {
-            kvt_log(KVT_LOG_INFO, "hangup ignored; restart to read the config again");
+            reload_start(agent);
         } else if (agent->draining) {
             kvt_log(KVT_LOG_WARN, "told twice to stop: not waiting for writes");
             _exit(EXIT_FAILURE); /* at once: the store is consistent at every moment */
@@ -114,6 +115,7 @@ static void ready_check(struct agent *agent)
     agent->is_ready = true;
     kvt_log(KVT_LOG_INFO, "ready socket=%s after_ms=%llu", agent->config.socket_path,
             (unsigned long long)((agent->now_ns - agent->start_ns) / KVT_NS_PER_MS));
+    agent_state_set(agent, agent->draining ? SERVICE_DRAINING : SERVICE_READY);
     if (agent->ready_fd >= 0) {
         if (write(agent->ready_fd, "ready\n", 6) < 0)
             kvt_log(KVT_LOG_WARN, "cannot tell readiness: %s", strerror(errno));
@@ -131,6 +133,7 @@ static void timer_arm(struct agent *agent)
         next = KVT_MIN(next, agent->accept_again_ns);
     if (agent->draining)
         next = KVT_MIN(next, agent->drain_deadline_ns);
+    next = KVT_MIN(next, agent->notify.next_ns);
     /* Later than armed: the timer fires once too often, which is cheaper than setting it again. */
     if (next >= agent->timer_ns)
         return;
@@ -185,6 +188,12 @@ static void event_handle(struct agent *agent, const struct epoll_event *event)
         break;
     case WATCH_META:
         actions_collect_meta(agent);
+        break;
+    case WATCH_METRICS:
+        http_answer(&agent->http, agent_snapshot, agent);
+        break;
+    case WATCH_RELOAD:
+        reload_finish(agent);
         break;
     default:
         session_event(agent, &agent->conns[kind - WATCH_CONN], event->events);
@@ -266,6 +275,7 @@ void reactor_run(struct agent *agent)
     struct epoll_event events[EVENTS_PER_TURN];
     bool was_read;
     agent->now_ns = kvt_now_ns();
+    atomic_store_explicit(&agent->http.looping, true, memory_order_release);
     timer_arm(agent);
     while (!agent->stop) {
         int n = events_wait(agent, events, &was_read);
@@ -274,9 +284,13 @@ void reactor_run(struct agent *agent)
             event_handle(agent, &events[i]);
         kvt_core_flush(agent->core, agent->now_ns);
         actions_push(agent);
+        agent->metrics.turn++;
+        if (notify_due(&agent->notify, agent->now_ns))
+            notify_alive(&agent->notify, agent->now_ns);
         accept_pause(agent);
         timer_arm(agent);
         if (agent->draining)
             drain_check(agent);
     }
+    atomic_store_explicit(&agent->http.looping, false, memory_order_release);
 }

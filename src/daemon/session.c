@@ -93,6 +93,7 @@ uint64_t sessions_expire(struct agent *agent)
         if (conn->hello_deadline_ns > agent->now_ns)
             return conn->hello_deadline_ns;
         next = conn->next;
+        agent->metrics.counters.hello_timeouts++;
         kvt_log(KVT_LOG_WARN, "connection closed: no hello in time pid=%d", (int)conn->pid);
         session_close(agent, conn);
     }
@@ -136,6 +137,7 @@ void session_close(struct agent *agent, struct conn *conn)
         kvt_log(KVT_LOG_DEBUG, "session closed session=%u pid=%d client=%s", conn->session,
                 (int)conn->pid, conn->client);
         agent->by_session[conn->session] = NULL;
+        metrics_session_drop(&agent->metrics, conn->session);
         kvt_core_session_close(agent->core, conn->session, agent->now_ns);
         out_drop(conn);
     }
@@ -149,14 +151,17 @@ void session_opened(struct agent *agent, struct conn *conn, uint32_t session)
     conn->state = CONN_OPEN;
     conn->session = session;
     agent->by_session[session] = conn;
+    agent->metrics.counters.sessions_opened++;
 }
 
-void session_end(struct agent *agent, struct conn *conn, const char *cause)
+void session_end(struct agent *agent, struct conn *conn, enum session_end_cause cause,
+                 const char *detail)
 {
     if (conn->state == CONN_ENDING)
         return;
-    kvt_log(KVT_LOG_WARN, "session ended by the agent cause=%s pid=%d client=%s", cause,
-            (int)conn->pid, conn->client);
+    agent->metrics.counters.ended[cause]++;
+    kvt_log(KVT_LOG_WARN, "session ended by the agent cause=%s session=%u pid=%d client=%s", detail,
+            conn->session, (int)conn->pid, conn->client);
     shutdown(conn->fd, SHUT_WR);
     out_drop(conn);
     if (conn->state == CONN_OPEN)
@@ -257,7 +262,7 @@ static void out_push(struct agent *agent, struct conn *conn, const void *msg, si
     uint64_t length = bytes;
     size_t padded = LENGTH_BYTES + kvt_align_up(bytes, LENGTH_BYTES);
     if (!out_reserve(conn, padded)) {
-        session_end(agent, conn, "answers not read");
+        session_end(agent, conn, END_UNREAD, "answers not read");
         return;
     }
     conn->out_last = conn->out_tail;
@@ -306,7 +311,7 @@ void session_send(struct agent *agent, struct conn *conn, const void *msg, size_
     if (errno == EAGAIN || errno == ENOBUFS || errno == ENOMEM)
         out_push(agent, conn, msg, bytes);
     else /* mostly EPIPE: it is about to be seen as gone */
-        session_end(agent, conn, "cannot send");
+        session_end(agent, conn, END_SEND, "cannot send");
 }
 
 static void out_flush(struct agent *agent, struct conn *conn)
@@ -318,7 +323,7 @@ static void out_flush(struct agent *agent, struct conn *conn)
                             MSG_DONTWAIT | MSG_NOSIGNAL);
         if (sent < 0) {
             if (errno != EAGAIN && errno != EINTR && errno != ENOBUFS && errno != ENOMEM)
-                session_end(agent, conn, "cannot send");
+                session_end(agent, conn, END_SEND, "cannot send");
             return;
         }
         conn->out_head += LENGTH_BYTES + kvt_align_up(length, LENGTH_BYTES);
@@ -352,7 +357,7 @@ bool session_read(struct agent *agent, struct conn *conn)
                 session_close(agent, conn);
                 return true;
             }
-            session_end(agent, conn, "message of a wrong size");
+            session_end(agent, conn, END_MALFORMED, "message of a wrong size");
             continue;
         }
         handle_message(agent, conn, (size_t)bytes);

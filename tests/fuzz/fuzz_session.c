@@ -277,6 +277,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     agent.config.sessions_ops_max = 8;
     agent.core = fuzz_core_create(&actions);
     KVT_ASSERT(kvt_core_restore_end(agent.core) == 0 && sessions_init(&agent));
+    KVT_ASSERT(metrics_init(&agent.metrics, FUZZ_SESSIONS, 2 * 8 * FUZZ_SESSIONS));
     for (uint32_t slab = 0; slab < FUZZ_HOST_SLABS; slab++)
         kvt_core_host_slab(agent.core, slab, slab * 64 * KVT_KIB);
     for (unsigned which = 0; which < N_CLIENTS; which++)
@@ -295,6 +296,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     expect_nothing_held();
     fuzz_core_expect(agent.core);
     sessions_fini(&agent);
+    metrics_fini(&agent.metrics);
     agent.greet_head = agent.greet_tail = agent.free_conns = agent.hot = NULL;
     agent.n_greeting = 0;
     kvt_core_destroy(agent.core);

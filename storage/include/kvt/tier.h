@@ -45,6 +45,7 @@ struct kvt_io {
     uint8_t ns_id[KVT_NS_ID_BYTES];
     uint64_t digest;
     uint32_t core_id;    /* private to the core */
+    uint64_t begun_ns;   /* when it was asked for; private to the core's caller */
     void *tier_private;  /* private to the tier */
     struct kvt_io *next; /* private to whoever holds it */
 };

@@ -171,6 +171,17 @@ uint64_t kvt_core_next_deadline(const struct kvt_core *core);
 /** Expire what is due, start what is possible, emit answers. */
 void kvt_core_flush(struct kvt_core *core, uint64_t now_ns);
 
+/** What of the config may change while the core runs, from its next decision on. */
+struct kvt_core_tuning { /* the members of struct kvt_core_config */
+    enum kvt_admission admission;
+    uint64_t read_bytes_max;
+    uint64_t write_bytes_max;
+    uint64_t lease_ttl_ns; /* leases that are open keep their time */
+    uint64_t lease_ttl_max_ns;
+    uint64_t scrub_bytes_per_s;
+};
+void kvt_core_tune(struct kvt_core *core, const struct kvt_core_tuning *tuning);
+
 /** Stop taking stores (refused with ERR_AGAIN) and let write-behind finish. */
 void kvt_core_drain(struct kvt_core *core);
 /** No transfer, metadata change or write-behind is under way or waiting. */
