@@ -21,7 +21,8 @@
 #define OPS_MAX        16384 /* of all sessions: an op may take 12 KiB */
 #define LEASES_MAX     65536
 #define DAMAGED_MAX    1000
-#define IOS_PER_DEPTH  2 /* transfers ready beside those in flight, so that the disk never waits */
+#define IOS_PER_DEPTH  3 /* transfers at the disk, being verified, and ready to be next */
+#define READS_AHEAD    2 /* bytes at the disk and being verified */
 #define IOS_MAX        65536
 
 static uint32_t nvme_slabs(const struct daemon_config *config)
@@ -51,7 +52,7 @@ static enum kvt_status core_open(struct agent *agent, uint32_t n_nvme_slabs, str
         .nvme_policy = daemon_policy(c->nvme_policy),
         .admission = (enum kvt_admission)c->nvme_admission,
         .n_ios_max = KVT_MIN(c->nvme_queue_depth * IOS_PER_DEPTH, IOS_MAX),
-        .read_bytes_max = c->nvme_read_inflight_bytes,
+        .read_bytes_max = READS_AHEAD * c->nvme_read_inflight_bytes,
         .write_bytes_max = c->nvme_write_inflight_bytes,
         .n_sessions_max = c->sessions_max,
         .n_ops_max = n_ops_max(c),
@@ -174,6 +175,7 @@ static enum kvt_status tier_open(struct agent *agent, uint8_t store_id[STORE_ID_
         .slab_bytes = c->nvme_slab_bytes,
         .engine = (enum kvt_io_engine)c->nvme_engine,
         .queue_depth = c->nvme_queue_depth,
+        .read_bytes_max = c->nvme_read_inflight_bytes,
         .n_workers = c->workers,
     };
     memcpy(nvme.disks, c->disks, sizeof(nvme.disks));

@@ -11,7 +11,7 @@
 #include "micro.h"
 #include "mover.h"
 
-#define ROUND_BYTES   (UINT64_C(128) << 20)
+#define ROUND_BYTES   (UINT64_C(512) << 20)
 #define ROUND_OBJECTS 12 /* at least: filling and emptying the pipeline is not the measurement */
 #define FLIGHT_BYTES  (UINT64_C(64) << 20) /* the agent's own default of bytes in flight */
 #define OP_BYTES      (UINT64_C(4) << 20)  /* small objects come many to an op, as a prompt does */
@@ -20,6 +20,7 @@
 #define DEPTH_MIN     2
 #define DEPTH_MAX     16
 #define ROUNDS_MIN    6
+#define N_WAYS        8 /* four depths, pages of 2 MiB and of 4 KiB */
 #define TRIALS        3
 
 struct nvme_case {
@@ -40,7 +41,7 @@ static enum kvt_status choose_reference(struct nvme_case *c, bool write, struct 
 {
     uint64_t best_ns = UINT64_MAX;
     struct kvt_disk_way best = {0};
-    for (unsigned i = 0; i < 6; i++) {
+    for (unsigned i = 0; i < N_WAYS; i++) {
         struct kvt_disk_way way = {
             .object_bytes = c->object_bytes, .depth = c->depth << i / 2, .huge = i % 2 == 0};
         if (i >= 4 && way.depth * way.object_bytes > BUFFER_BYTES)
@@ -184,7 +185,9 @@ enum kvt_status kvt_micro_nvme(struct kvt_micro *micro, bool write, bool read,
     c.depth = (uint32_t)KVT_MIN(KVT_MAX(FLIGHT_BYTES / object_bytes, (uint64_t)DEPTH_MIN),
                                 (uint64_t)DEPTH_MAX);
     c.batch = (uint32_t)KVT_MAX(OP_BYTES / object_bytes, UINT64_C(1));
-    c.n_ops = KVT_MAX(2 * c.depth / c.batch, (uint32_t)OPS_MIN);
+    /* More than the agent lets onto the disk at once: as with a disk's own queue, the next one is
+     * there when a transfer ends, and nobody has to be woken for it first. */
+    c.n_ops = (uint32_t)KVT_MAX(2 * FLIGHT_BYTES / (c.batch * object_bytes), (uint64_t)OPS_MIN);
     enum kvt_status status =
         kvt_mover_open(micro->socket, object_bytes, c.n, micro->seed, &c.mover, err);
     if (status != KVT_OK)

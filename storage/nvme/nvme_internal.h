@@ -92,6 +92,8 @@ struct nvme_tier {
     void *header_pool;
     uint64_t header_pool_bytes;
     int event_fd;
+    unsigned queue_depth;
+    uint64_t read_bytes_max;
     unsigned n_xfers;
     struct nvme_xfer *xfers;
     struct nvme_xfer *free;
@@ -107,7 +109,7 @@ extern const struct nvme_engine nvme_engine_threads;
 extern const struct nvme_engine nvme_engine_uring;
 
 /** Ready nvme_engine_uring. An errno value, and nothing is left, when the kernel refuses. */
-int nvme_uring_open(struct nvme_tier *tier, unsigned queue_depth);
+int nvme_uring_open(struct nvme_tier *tier);
 
 /** Reactor's thread, at a start. */
 void nvme_verify_init(struct nvme_xfer *xfer);

@@ -156,7 +156,7 @@ static enum kvt_status engine_open(struct nvme_tier *tier, const struct kvt_nvme
 {
     unsigned n_threads = config->n_workers;
     if (config->engine != KVT_IO_THREADS) {
-        int rc = nvme_uring_open(tier, config->queue_depth);
+        int rc = nvme_uring_open(tier);
         if (rc == 0)
             tier->engine = &nvme_engine_uring;
         else if (config->engine == KVT_IO_URING)
@@ -204,7 +204,9 @@ enum kvt_status kvt_nvme_tier_open(const struct kvt_nvme_config *config, struct 
     memcpy(tier->arena_regions, info.regions, sizeof(tier->arena_regions));
     tier->n_arena_slabs = info.n_slabs;
     nvme_list_init(&tier->done);
-    tier->n_xfers = config->queue_depth;
+    tier->queue_depth = config->queue_depth;
+    tier->read_bytes_max = config->read_bytes_max;
+    tier->n_xfers = 2 * config->queue_depth;
     tier->xfers = calloc(tier->n_xfers, sizeof(*tier->xfers));
     tier->checked = kvt_ring_create(tier->n_xfers);
     tier->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

@@ -22,7 +22,10 @@ struct nvme_uring {
     bool has_fixed_files;
     bool has_buffers;
     bool has_fixed_headers;
-    struct nvme_list waiting; /* transfers with parts not yet in the ring */
+    /* Transfers with parts not yet in the ring. Somebody waits for a read: they go first. */
+    struct nvme_list waiting[2];
+    unsigned n_at_disk;  /* transfers with parts in flight */
+    uint64_t read_bytes; /* in flight */
     /* Set by the registering thread (release) once the kernel took it; read (acquire) at a start.
      */
     _Atomic bool *is_registered;
@@ -34,6 +37,13 @@ static uint64_t tag_make(uint64_t xfer, uint64_t part, uint64_t n_pages_done)
     return xfer << 48 | part << 32 | n_pages_done;
 }
 
+static uint64_t part_bytes(const struct kvt_io *io, unsigned part)
+{
+    if (part == 0)
+        return KVT_SLOT_HEADER_BYTES;
+    return KVT_MIN(NVME_PIECE_BYTES, io->slot_bytes - (part - 1) * NVME_PIECE_BYTES);
+}
+
 static void part_queue(struct nvme_tier *tier, struct nvme_xfer *xfer, unsigned part,
                        uint64_t n_pages_done)
 {
@@ -41,8 +51,7 @@ static void part_queue(struct nvme_tier *tier, struct nvme_xfer *xfer, unsigned 
     const struct kvt_io *io = xfer->io;
     uint64_t skip = n_pages_done * KVT_PAGE_BYTES;
     uint64_t at = part == 0 ? 0 : (part - 1) * NVME_PIECE_BYTES;
-    uint64_t bytes =
-        part == 0 ? KVT_SLOT_HEADER_BYTES : KVT_MIN(NVME_PIECE_BYTES, io->slot_bytes - at);
+    uint64_t bytes = part_bytes(io, part);
     char *addr = part == 0 ? (char *)io->header : (char *)xfer->chunk + at;
     uint64_t offset = xfer->file_offset + (part == 0 ? 0 : KVT_SLOT_HEADER_BYTES + at) + skip;
     int fd = uring->has_fixed_files ? (int)xfer->disk : tier->files.fds[xfer->disk];
@@ -71,20 +80,43 @@ static void part_queue(struct nvme_tier *tier, struct nvme_xfer *xfer, unsigned 
     io_uring_sqe_set_data64(sqe, tag_make((uint64_t)(xfer - tier->xfers), part, n_pages_done));
     uring->n_inflight++;
     xfer->n_inflight++;
+    if (io->type == KVT_IO_READ)
+        uring->read_bytes += len;
+}
+
+static struct nvme_list *waiting_of(struct nvme_uring *uring, const struct nvme_xfer *xfer)
+{
+    return &uring->waiting[xfer->io->type == KVT_IO_READ ? 0 : 1];
+}
+
+static bool disk_has_room(const struct nvme_tier *tier, const struct nvme_xfer *xfer)
+{
+    const struct nvme_uring *uring = tier->uring;
+    if (uring->n_inflight == uring->n_entries)
+        return false;
+    if (xfer->next_part == 0 && uring->n_at_disk == tier->queue_depth)
+        return false;
+    return xfer->io->type != KVT_IO_READ || uring->read_bytes < tier->read_bytes_max;
+}
+
+static void waiting_pump(struct nvme_tier *tier, struct nvme_list *waiting)
+{
+    while (waiting->head != NULL && disk_has_room(tier, waiting->head)) {
+        struct nvme_xfer *xfer = waiting->head;
+        if (xfer->next_part == 0)
+            tier->uring->n_at_disk++;
+        part_queue(tier, xfer, xfer->next_part++, 0);
+        if (xfer->next_part == xfer->n_parts)
+            (void)nvme_list_pop(waiting);
+    }
 }
 
 /* Put parts of waiting transfers into the ring while it has room, and tell the kernel once. */
 static void uring_pump(struct nvme_tier *tier)
 {
     struct nvme_uring *uring = tier->uring;
-    while (uring->waiting.head != NULL && uring->n_inflight < uring->n_entries) {
-        struct nvme_xfer *xfer = uring->waiting.head;
-        if (xfer->next_part < xfer->n_parts) {
-            part_queue(tier, xfer, xfer->next_part++, 0);
-        }
-        if (xfer->next_part >= xfer->n_parts)
-            (void)nvme_list_pop(&uring->waiting);
-    }
+    for (unsigned i = 0; i < KVT_ARRAY_LEN(uring->waiting); i++)
+        waiting_pump(tier, &uring->waiting[i]);
     if (io_uring_sq_ready(&uring->ring) == 0)
         return;
     /* Refused for now (memory, a signal): what stays in the ring goes with the next call, which
@@ -101,17 +133,14 @@ static void uring_start(struct nvme_tier *tier, struct nvme_xfer *xfer)
     xfer->next_part = 0;
     xfer->n_inflight = 0;
     xfer->n_retries = 0;
-    nvme_list_push(&tier->uring->waiting, xfer);
+    nvme_list_push(waiting_of(tier->uring, xfer), xfer);
 }
 
 /* One request ended with res; whether the rest of its part has to be asked for. */
 static bool part_goes_on(struct nvme_tier *tier, struct nvme_xfer *xfer, unsigned part,
                          uint64_t n_pages_done, int res, uint64_t *n_pages_p)
 {
-    uint64_t n_all = 1;
-    if (part > 0)
-        n_all = KVT_MIN(NVME_PIECE_BYTES, xfer->io->slot_bytes - (part - 1) * NVME_PIECE_BYTES) /
-                KVT_PAGE_BYTES;
+    uint64_t n_all = part_bytes(xfer->io, part) / KVT_PAGE_BYTES;
     *n_pages_p = n_pages_done;
     if (xfer->status != KVT_OK)
         return false; /* another part failed: what this one brought does not matter */
@@ -141,14 +170,18 @@ static void part_ended(struct nvme_tier *tier, uint64_t tag, int res)
     uint64_t n_pages;
     tier->uring->n_inflight--;
     xfer->n_inflight--;
+    if (xfer->io->type == KVT_IO_READ)
+        tier->uring->read_bytes -= part_bytes(xfer->io, part) - (tag & UINT32_MAX) * KVT_PAGE_BYTES;
     if (part_goes_on(tier, xfer, part, tag & UINT32_MAX, res, &n_pages)) {
         part_queue(tier, xfer, part, n_pages);
         return;
     }
-    if (xfer->n_inflight == 0 && xfer->next_part >= xfer->n_parts)
+    if (xfer->n_inflight == 0 && xfer->next_part >= xfer->n_parts) {
+        tier->uring->n_at_disk--;
         nvme_moved(xfer);
-    else if (xfer->status == KVT_OK)
+    } else if (xfer->status == KVT_OK) {
         nvme_part_arrived(xfer, part);
+    }
 }
 
 static void uring_reap(struct nvme_tier *tier)
@@ -207,15 +240,16 @@ const struct nvme_engine nvme_engine_uring = {
     .register_slab = uring_register,
 };
 
-int nvme_uring_open(struct nvme_tier *tier, unsigned queue_depth)
+int nvme_uring_open(struct nvme_tier *tier)
 {
     struct nvme_uring *uring = calloc(1, sizeof(*uring));
     if (uring == NULL)
         return ENOMEM;
-    nvme_list_init(&uring->waiting);
+    for (unsigned i = 0; i < KVT_ARRAY_LEN(uring->waiting); i++)
+        nvme_list_init(&uring->waiting[i]);
     uring->is_registered = calloc(tier->n_arena_slabs, sizeof(*uring->is_registered));
     uring->n_entries = 64;
-    while (uring->n_entries < 4 * queue_depth && uring->n_entries < 1024)
+    while (uring->n_entries < 4 * tier->queue_depth && uring->n_entries < 1024)
         uring->n_entries *= 2;
     int rc = uring->is_registered == NULL ? -ENOMEM : 0;
     if (rc == 0) {

@@ -170,12 +170,12 @@ START_TEST(more_than_the_depth_is_back_pressure)
         fixture_io(&fix, &ios[i], KVT_IO_WRITE, i, FIX_CHUNK_BYTES, 0, i, FIX_CHUNK_BYTES, i);
         batch[i] = &ios[i];
     }
-    ck_assert_uint_eq(fix.nvme->ops->submit(fix.nvme, batch, 40), fix.config.queue_depth);
-    ck_assert_uint_eq(fix.nvme->ops->submit(fix.nvme, batch + 16, 24), 0);
+    ck_assert_uint_eq(fix.nvme->ops->submit(fix.nvme, batch, 40), 2 * fix.config.queue_depth);
+    ck_assert_uint_eq(fix.nvme->ops->submit(fix.nvme, batch + 32, 8), 0);
     /* Closing with all of them on their way waits for them. */
     fixture_close(&fix);
     fixture_must_open(&fix, true);
-    for (uint32_t slot = 0; slot < fix.config.queue_depth; slot++)
+    for (uint32_t slot = 0; slot < 2 * fix.config.queue_depth; slot++)
         ck_assert_int_eq(fixture_read(&fix, slot, slot), KVT_OK);
     fixture_fini(&fix);
 }

@@ -18,9 +18,12 @@ struct kvt_nvme_config {
     unsigned n_disks;
     uint64_t slab_bytes; /* of slots with their headers; multiple of 4096 */
     enum kvt_io_engine engine;
-    unsigned queue_depth; /* transfers in flight */
-    unsigned n_workers;   /* threads that verify (and transfer, without io_uring) */
-    void *header_pool;    /* the core's header pages, registered once */
+    /* At the disks at once. submit() takes twice as many transfers: while some are verified, the
+     * disks already work on the next ones. */
+    unsigned queue_depth;
+    uint64_t read_bytes_max; /* being read at once; reached, no further piece is asked for */
+    unsigned n_workers;      /* threads that verify (and transfer, without io_uring) */
+    void *header_pool;       /* the core's header pages, registered once */
     uint64_t header_pool_bytes;
 };
 
