@@ -11,7 +11,8 @@
 #include "micro.h"
 #include "mover.h"
 
-#define ROUND_BYTES   (UINT64_C(512) << 20)
+#define ROUND_BYTES   (UINT64_C(512) << 20) /* at most */
+#define ROUND_SHARE   4                     /* or the store by this, if that is less */
 #define ROUND_OBJECTS 12 /* at least: filling and emptying the pipeline is not the measurement */
 #define FLIGHT_BYTES  (UINT64_C(64) << 20) /* the agent's own default of bytes in flight */
 #define OP_BYTES      (UINT64_C(4) << 20)  /* small objects come many to an op, as a prompt does */
@@ -181,7 +182,8 @@ enum kvt_status kvt_micro_nvme(struct kvt_micro *micro, bool write, bool read,
                                uint64_t object_bytes, struct kvt_error *err)
 {
     struct nvme_case c = {.micro = micro, .object_bytes = object_bytes};
-    c.n = (uint32_t)KVT_MAX(ROUND_BYTES / object_bytes, (uint64_t)ROUND_OBJECTS);
+    uint64_t round_bytes = KVT_MIN(ROUND_BYTES, micro->nvme_bytes / ROUND_SHARE);
+    c.n = (uint32_t)KVT_MAX(round_bytes / object_bytes, (uint64_t)ROUND_OBJECTS);
     c.depth = (uint32_t)KVT_MIN(KVT_MAX(FLIGHT_BYTES / object_bytes, (uint64_t)DEPTH_MIN),
                                 (uint64_t)DEPTH_MAX);
     c.batch = (uint32_t)KVT_MAX(OP_BYTES / object_bytes, UINT64_C(1));
