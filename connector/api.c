@@ -221,43 +221,78 @@ int kvt_lookup(kvt_session *s, int ns, const void *keys, uint32_t n, uint32_t fl
     return op_submit(s, op, op_p);
 }
 
-int kvt_store(kvt_session *s, int ns, const void *keys, uint32_t n, const kvtier_layout *src,
-              uint32_t flags, uint64_t deadline_ns, int32_t *statuses, void *user, uint64_t *op_p)
+/* What stores and loads have in common. */
+struct transfer {
+    enum kvtier_op_type type;
+    int ns;
+    const void *keys;
+    uint32_t n, flags;
+    const kvtier_layout *layouts;
+    uint64_t deadline_ns;
+    int32_t *statuses;
+    void *user;
+    bool on_gpu;
+    void *stream;
+};
+
+static int transfer_submit(struct kvt_session *s, const struct transfer *t, uint64_t *op_p)
 {
     struct kvt_client_op *op;
+    bool is_store = t->type == KVTIER_STORE;
     if (s == NULL)
         return KVTIER_ERR_INVAL;
-    int status =
-        op_begin(s, KVTIER_STORE, ns, keys, n, flags, KVTIER_DURABLE | KVTIER_PARENT, user, &op);
+    int status = op_begin(s, t->type, t->ns, t->keys, t->n, t->flags,
+                          KVTIER_PARENT | (is_store ? KVTIER_DURABLE : 0), t->user, &op);
     if (status != KVTIER_OK)
         return status;
-    status = layouts_take(s, op, src);
+    status = layouts_take(s, op, t->layouts);
+    if (status == KVTIER_OK && t->on_gpu) {
+        op->kind = is_store ? KVT_WORK_CUDA_STORE : KVT_WORK_CUDA_LOAD;
+        status = kvt_cuda_prepare(s, op, t->stream);
+    }
     if (status != KVTIER_OK) {
         op_drop(s, op);
         return status;
     }
-    op->deadline_ns = deadline_ns;
-    op->statuses = statuses;
+    op->deadline_ns = t->deadline_ns;
+    if (t->deadline_ns == 0 && !is_store)
+        op->deadline_ns = kvt_now_ns() + KVT_LOAD_DEFAULT_NS;
+    op->statuses = t->statuses;
     return op_submit(s, op, op_p);
+}
+
+int kvt_store(kvt_session *s, int ns, const void *keys, uint32_t n, const kvtier_layout *src,
+              uint32_t flags, uint64_t deadline_ns, int32_t *statuses, void *user, uint64_t *op_p)
+{
+    const struct transfer t = {KVTIER_STORE, ns,       keys, n,     flags, src,
+                               deadline_ns,  statuses, user, false, NULL};
+    return transfer_submit(s, &t, op_p);
 }
 
 int kvt_load(kvt_session *s, int ns, const void *keys, uint32_t n, const kvtier_layout *dst,
              uint32_t flags, uint64_t deadline_ns, int32_t *statuses, void *user, uint64_t *op_p)
 {
-    struct kvt_client_op *op;
-    if (s == NULL)
-        return KVTIER_ERR_INVAL;
-    int status = op_begin(s, KVTIER_LOAD, ns, keys, n, flags, KVTIER_PARENT, user, &op);
-    if (status != KVTIER_OK)
-        return status;
-    status = layouts_take(s, op, dst);
-    if (status != KVTIER_OK) {
-        op_drop(s, op);
-        return status;
-    }
-    op->deadline_ns = deadline_ns != 0 ? deadline_ns : kvt_now_ns() + KVT_LOAD_DEFAULT_NS;
-    op->statuses = statuses;
-    return op_submit(s, op, op_p);
+    const struct transfer t = {KVTIER_LOAD, ns,       keys, n,     flags, dst,
+                               deadline_ns, statuses, user, false, NULL};
+    return transfer_submit(s, &t, op_p);
+}
+
+int kvt_store_cuda(kvt_session *s, int ns, const void *keys, uint32_t n, const kvtier_layout *src,
+                   uint32_t flags, uint64_t deadline_ns, int32_t *statuses, void *user,
+                   void *stream, uint64_t *op_p)
+{
+    const struct transfer t = {KVTIER_STORE, ns,       keys, n,    flags, src,
+                               deadline_ns,  statuses, user, true, stream};
+    return transfer_submit(s, &t, op_p);
+}
+
+int kvt_load_cuda(kvt_session *s, int ns, const void *keys, uint32_t n, const kvtier_layout *dst,
+                  uint32_t flags, uint64_t deadline_ns, int32_t *statuses, void *user, void *stream,
+                  uint64_t *op_p)
+{
+    const struct transfer t = {KVTIER_LOAD, ns,       keys, n,    flags, dst,
+                               deadline_ns, statuses, user, true, stream};
+    return transfer_submit(s, &t, op_p);
 }
 
 int kvt_prefetch(kvt_session *s, int ns, const void *keys, uint32_t n, uint32_t flags,

@@ -126,6 +126,11 @@ static void welcome_take_locked(struct kvt_session *s, struct kvt_conn *c,
         kvt_conn_break_locked(s, c, err.status, err.msg);
         return;
     }
+    if (c == &s->data) {
+        s->slab_bytes = w->slab_bytes;
+        if (s->cuda != NULL)
+            kvt_cuda_mapped_locked(s);
+    }
     if (c == &s->control) {
         struct epoll_event ev = {.events = EPOLLIN};
         if (epoll_ctl(s->epoll_fd, EPOLL_CTL_ADD, c->fd, &ev) != 0) {
@@ -228,7 +233,10 @@ void kvt_conn_close_locked(struct kvt_session *s, struct kvt_conn *c)
         }
         c->n_ends_pending = 0;
         /* Only this thread maps, and nobody copies; to unmap what was touched takes its time. */
+        bool has_cuda = s->cuda != NULL;
         pthread_mutex_unlock(&s->lock);
+        if (has_cuda)
+            kvt_cuda_unmap(s);
         kvt_arena_unmap(&s->arena);
         pthread_mutex_lock(&s->lock);
     }

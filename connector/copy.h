@@ -31,6 +31,10 @@ struct kvt_copy_ops {
      */
     bool (*store)(void *dst, const kvtier_layout *src, uint32_t n_segments, uint64_t segment_bytes,
                   uint64_t *sums, const struct kvt_copy_stop *stop);
+    /** The same sums of bytes in place; looks at stop between segments. @return false: stopped
+     * half-way. */
+    bool (*hash)(const void *src, uint32_t n_segments, uint64_t segment_bytes, uint64_t *sums,
+                 const struct kvt_copy_stop *stop);
     /** Scatter bytes from src to dst. @return false: stopped half-way. */
     bool (*load)(const kvtier_layout *dst, const void *src, uint64_t bytes,
                  const struct kvt_copy_stop *stop);

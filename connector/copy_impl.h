@@ -133,6 +133,21 @@ static bool copy_store(void *dst, const kvtier_layout *src, uint32_t n_segments,
     return true;
 }
 
+static bool copy_hash(const void *src, uint32_t n_segments, uint64_t segment_bytes, uint64_t *sums,
+                      const struct kvt_copy_stop *stop)
+{
+    const char *at = src;
+    uint64_t unchecked = KVT_COPY_BLOCK_BYTES;
+    for (uint32_t i = 0; i < n_segments; i++) {
+        if (unchecked >= KVT_COPY_BLOCK_BYTES && copy_stopped(stop))
+            return false;
+        unchecked = unchecked >= KVT_COPY_BLOCK_BYTES ? segment_bytes : unchecked + segment_bytes;
+        sums[i] = XXH3_64bits(at, segment_bytes);
+        at += segment_bytes;
+    }
+    return true;
+}
+
 static bool copy_load(const kvtier_layout *dst, const void *src, uint64_t bytes,
                       const struct kvt_copy_stop *stop)
 {
@@ -163,5 +178,6 @@ static bool copy_load(const kvtier_layout *dst, const void *src, uint64_t bytes,
 const struct kvt_copy_ops KVT_COPY_OPS = {
     .name = KVT_COPY_NAME,
     .store = copy_store,
+    .hash = copy_hash,
     .load = copy_load,
 };

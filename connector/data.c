@@ -7,7 +7,6 @@
 #include <sys/socket.h>
 
 #define RECEIVE_MAX 64
-#define ITEM_CUT    1 /* not whole: the copy was stopped; no status has this value */
 
 /* --- answers -------------------------------------------------------------------------------- */
 
@@ -164,7 +163,8 @@ static uint32_t commit_items_max(uint32_t n_segments)
 
 bool kvt_job_take_locked(struct kvt_session *s, struct kvt_worker *w)
 {
-    struct kvt_client_op *op = s->ready_head;
+    struct kvt_work *work = &s->work[w->kind];
+    struct kvt_client_op *op = work->head;
     uint64_t bytes = 0;
     uint32_t n_max = KVT_BATCH_MAX;
 
@@ -180,9 +180,9 @@ bool kvt_job_take_locked(struct kvt_session *s, struct kvt_worker *w)
     }
     op->n_running++;
     s->n_jobs++;
-    s->ready_head = op->next_ready;
-    if (s->ready_head == NULL)
-        s->ready_tail = NULL;
+    work->head = op->next_ready;
+    if (work->head == NULL)
+        work->tail = NULL;
     op->is_ready = false;
     if (op->work_head < op->work_tail)
         kvt_ready_push_locked(s, op); /* behind the others: each gets its turn */
@@ -202,7 +202,7 @@ static int32_t item_store(struct kvt_worker *w, uint32_t index, uint64_t *sums)
                           &op->layouts[index], op->n_segments, op->chunk_bytes / op->n_segments,
                           sums, &stop)
                ? KVT_OK
-               : ITEM_CUT;
+               : KVT_ITEM_CUT;
 }
 
 static int32_t item_load(struct kvt_worker *w, uint32_t index)
@@ -217,7 +217,7 @@ static int32_t item_load(struct kvt_worker *w, uint32_t index)
     if (!s->copy->load(&op->layouts[index],
                        kvt_arena_addr(&s->arena, item->offset, op->chunk_bytes), op->chunk_bytes,
                        &stop))
-        return atomic_load_explicit(&op->stop, memory_order_relaxed) != 0 ? ITEM_CUT
+        return atomic_load_explicit(&op->stop, memory_order_relaxed) != 0 ? KVT_ITEM_CUT
                                                                           : KVT_ERR_TIMEOUT;
     /* Later than this the slot may have held something else while it was copied. */
     return kvt_now_ns() < item->lease_deadline_ns ? KVT_OK : KVT_ERR_EXPIRED;
@@ -233,11 +233,14 @@ void kvt_job_run(struct kvt_worker *w)
     uint64_t *sums = (uint64_t *)(void *)((unsigned char *)indexes + indexes_bytes);
 
     for (uint32_t i = 0; i < w->n; i++) {
-        w->results[i] = op->type == KVTIER_STORE
-                            ? item_store(w, w->items[i], sums + (size_t)i * op->n_segments)
-                            : item_load(w, w->items[i]);
         indexes[i] = w->items[i];
+        if (w->lane == NULL)
+            w->results[i] = op->type == KVTIER_STORE
+                                ? item_store(w, w->items[i], sums + (size_t)i * op->n_segments)
+                                : item_load(w, w->items[i]);
     }
+    if (w->lane != NULL)
+        kvt_cuda_job(w, sums);
     if (w->n % 2 != 0)
         indexes[w->n] = 0;
     *commit = (struct kvt_wire_commit){
@@ -264,8 +267,10 @@ void kvt_job_flush_locked(struct kvt_session *s)
         if (s->workers[i].tx_pending)
             commit_send_locked(s, &s->workers[i]);
     }
-    if (s->ready_head != NULL)
-        pthread_cond_broadcast(&s->work_cond);
+    for (unsigned kind = 0; kind < KVT_WORK_KINDS; kind++) {
+        if (s->work[kind].head != NULL)
+            pthread_cond_broadcast(&s->work[kind].cond);
+    }
 }
 
 static void store_done_locked(struct kvt_session *s, struct kvt_worker *w)
@@ -293,7 +298,7 @@ void kvt_job_done_locked(struct kvt_session *s, struct kvt_worker *w)
     op->n_running--;
     s->n_jobs--;
     for (uint32_t i = 0; op->type != KVTIER_STORE && i < w->n; i++) {
-        if (w->results[i] != ITEM_CUT)
+        if (w->results[i] != KVT_ITEM_CUT)
             kvt_op_item_over(op, w->items[i], w->results[i]);
     }
     if (stop != 0)

@@ -36,31 +36,33 @@ void kvt_list_remove(struct kvt_op_list *list, struct kvt_client_op *op)
 
 void kvt_ready_push_locked(struct kvt_session *s, struct kvt_client_op *op)
 {
+    struct kvt_work *work = &s->work[op->kind];
     if (op->is_ready)
         return;
     op->is_ready = true;
     op->next_ready = NULL;
-    if (s->ready_tail != NULL)
-        s->ready_tail->next_ready = op;
+    if (work->tail != NULL)
+        work->tail->next_ready = op;
     else
-        s->ready_head = op;
-    s->ready_tail = op;
-    pthread_cond_signal(&s->work_cond);
+        work->head = op;
+    work->tail = op;
+    pthread_cond_signal(&work->cond);
 }
 
 static void ready_remove_locked(struct kvt_session *s, struct kvt_client_op *op)
 {
+    struct kvt_work *work = &s->work[op->kind];
     struct kvt_client_op *prev = NULL;
     if (!op->is_ready)
         return;
-    for (struct kvt_client_op *at = s->ready_head; at != op; at = at->next_ready)
+    for (struct kvt_client_op *at = work->head; at != op; at = at->next_ready)
         prev = at;
     if (prev != NULL)
         prev->next_ready = op->next_ready;
     else
-        s->ready_head = op->next_ready;
-    if (s->ready_tail == op)
-        s->ready_tail = prev;
+        work->head = op->next_ready;
+    if (work->tail == op)
+        work->tail = prev;
     op->is_ready = false;
 }
 
@@ -78,6 +80,7 @@ struct kvt_client_op *kvt_op_get_locked(struct kvt_session *s)
     op->n_over = op->n_granted = op->n_settled = 0;
     op->work_head = op->work_tail = 0;
     op->lease_ttl_ms = 0;
+    op->kind = KVT_WORK_HOST;
     op->statuses = NULL;
     op->where = NULL;
     atomic_store_explicit(&op->stop, 0, memory_order_relaxed);

@@ -121,11 +121,12 @@ static void locks_init(struct kvt_session *s)
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_cond_init(&s->cond, &attr);
-    pthread_cond_init(&s->work_cond, &attr);
+    for (unsigned kind = 0; kind < KVT_WORK_KINDS; kind++)
+        pthread_cond_init(&s->work[kind].cond, &attr);
     pthread_condattr_destroy(&attr);
 }
 
-static void session_free(struct kvt_session *s)
+static void session_free(struct kvt_session *s, bool is_child)
 {
     const int fds[] = {s->event_fd, s->wake_fd,    s->timer_fd,
                        s->epoll_fd, s->control.fd, s->data.fd};
@@ -135,6 +136,8 @@ static void session_free(struct kvt_session *s)
     }
     if (s->is_parent != NULL)
         munmap((void *)s->is_parent, KVT_PAGE_BYTES);
+    if (s->cuda != NULL)
+        kvt_cuda_free(s, is_child);
     slots_free(s);
     free(s->ns_descs);
     free(s->workers);
@@ -145,28 +148,36 @@ static void threads_join(struct kvt_session *s, uint32_t n)
 {
     pthread_mutex_lock(&s->lock);
     s->closing = true;
-    pthread_cond_broadcast(&s->work_cond);
+    for (unsigned kind = 0; kind < KVT_WORK_KINDS; kind++)
+        pthread_cond_broadcast(&s->work[kind].cond);
     kvt_session_wake(s);
     pthread_mutex_unlock(&s->lock);
     for (uint32_t i = 0; i < n; i++)
         pthread_join(s->workers[i].thread, NULL);
 }
 
-/* Signals are the host process's affair: none is delivered to a thread of ours. */
-static bool threads_start(struct kvt_session *s)
+bool kvt_worker_start(struct kvt_session *s, uint32_t index, void *(*run)(void *arg),
+                      const char *name)
 {
+    /* Signals are the host process's affair: none is delivered to a thread of ours. */
     sigset_t all, before;
-    uint32_t n = 0;
+    struct kvt_worker *w = &s->workers[index];
+    w->session = s;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    for (; n < s->n_workers; n++) {
-        struct kvt_worker *w = &s->workers[n];
-        w->session = s;
-        if (pthread_create(&w->thread, NULL, n == 0 ? kvt_library_main : kvt_copier_main, w) != 0)
-            break;
-        (void)pthread_setname_np(w->thread, n == 0 ? "kvtier" : "kvtier-copy");
-    }
+    bool started = pthread_create(&w->thread, NULL, run, w) == 0;
     pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (started)
+        (void)pthread_setname_np(w->thread, name);
+    return started;
+}
+
+static bool threads_start(struct kvt_session *s)
+{
+    uint32_t n = 0;
+    while (n < s->n_workers && kvt_worker_start(s, n, n == 0 ? kvt_library_main : kvt_copier_main,
+                                                n == 0 ? "kvtier" : "kvtier-copy"))
+        n++;
     if (n < s->n_workers)
         threads_join(s, n);
     return n == s->n_workers;
@@ -192,7 +203,7 @@ int kvt_open(const kvtier_options *options, kvt_session **session_p)
     status = KVTIER_ERR_NOMEM;
     s->copy = kvt_copy_best();
     s->ns_descs = calloc(KVT_CLIENT_NS_MAX, sizeof(*s->ns_descs));
-    s->workers = calloc(s->n_workers, sizeof(*s->workers));
+    s->workers = calloc(s->n_workers + 2 * KVT_CUDA_THREADS_MAX, sizeof(*s->workers));
     if (s->ns_descs == NULL || s->workers == NULL || !slots_alloc(s) || !fork_page_alloc(s) ||
         !fds_open(s))
         goto err_free;
@@ -202,7 +213,7 @@ int kvt_open(const kvtier_options *options, kvt_session **session_p)
     *session_p = s;
     return KVTIER_OK;
 err_free:
-    session_free(s);
+    session_free(s, false);
     return status;
 }
 
@@ -211,11 +222,13 @@ void kvt_close(kvt_session *s)
     if (s == NULL)
         return;
     /* A child has no threads to end, and must not touch the parent's connections. */
-    if (*s->is_parent != 0) {
+    bool is_child = *s->is_parent == 0;
+    if (!is_child) {
         threads_join(s, s->n_workers);
-        pthread_cond_destroy(&s->work_cond);
+        for (unsigned kind = 0; kind < KVT_WORK_KINDS; kind++)
+            pthread_cond_destroy(&s->work[kind].cond);
         pthread_cond_destroy(&s->cond);
         pthread_mutex_destroy(&s->lock);
     }
-    session_free(s);
+    session_free(s, is_child);
 }

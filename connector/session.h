@@ -25,9 +25,12 @@
 
 #define KVT_CLIENT_NS_MAX    1024
 #define KVT_COPY_THREADS_MAX 64
+#define KVT_CUDA_THREADS_MAX 16 /* of each direction */
 #define KVT_QUEUE_DEPTH_MAX  4096
 #define KVT_JOB_BYTES                                                                              \
     (4 * KVT_MIB) /* copied between two looks at the socket, and committed at once */
+
+#define KVT_ITEM_CUT 1 /* result of a copy that was stopped; no status has this value */
 
 #define KVT_LOOKUP_ANSWER_NS  UINT64_C(1000000000)  /* an agent that is slower counts as away */
 #define KVT_RESERVE_ANSWER_NS UINT64_C(5000000000)  /* past the deadline for room */
@@ -53,6 +56,9 @@ enum kvt_client_item_state {
     KVT_ITEM_OVER, /* status is final */
 };
 
+/* Whose work an op's copies are: each kind has its threads. */
+enum kvt_work_kind { KVT_WORK_HOST, KVT_WORK_CUDA_STORE, KVT_WORK_CUDA_LOAD, KVT_WORK_KINDS };
+
 struct kvt_client_item {
     uint64_t offset;
     uint64_t lease_deadline_ns;
@@ -67,9 +73,11 @@ struct kvt_client_op {
     void *user;
     enum kvt_client_op_state state;
     enum kvtier_op_type type;
-    bool is_ready;    /* in the ready list: has items to copy */
-    bool is_answered; /* store: RESERVE_R came */
-    bool end_pending; /* end_type is still to be sent */
+    enum kvt_work_kind kind;
+    struct CUevent_st *after; /* with a GPU: what its copies come after; stays with the slot */
+    bool is_ready;            /* in the ready list: has items to copy */
+    bool is_answered;         /* store: RESERVE_R came */
+    bool end_pending;         /* end_type is still to be sent */
     uint16_t end_type;
     int ns;
     uint32_t flags;
@@ -134,12 +142,19 @@ struct kvt_conn {
 struct kvt_worker { /* its fields are the owner's while a job is under way */
     struct kvt_session *session;
     pthread_t thread;
+    enum kvt_work_kind kind;
+    struct kvt_lane *lane; /* of a GPU; NULL with KVT_WORK_HOST */
     struct kvt_client_op *op;
     bool tx_pending; /* tx holds a COMMIT for op that the socket had no room for */
     uint32_t n;
     uint16_t items[KVT_BATCH_MAX];
-    int32_t results[KVT_BATCH_MAX]; /* 1: stopped before this item was whole */
+    int32_t results[KVT_BATCH_MAX]; /* statuses, or KVT_ITEM_CUT */
     _Alignas(8) unsigned char tx[KVT_WIRE_BYTES_MAX];
+};
+
+struct kvt_work { /* of one kind */
+    pthread_cond_t cond;
+    struct kvt_client_op *head, *tail; /* ops with items to copy */
 };
 
 struct kvt_waiter { /* on the stack of a thread that waits for an answer; in a list */
@@ -154,7 +169,6 @@ struct kvt_waiter { /* on the stack of a thread that waits for an answer; in a l
 struct kvt_session {
     pthread_mutex_t lock;
     pthread_cond_t cond;      /* completions, leader gone, connection up or down, op over */
-    pthread_cond_t work_cond; /* for further copy threads */
     volatile char *is_parent; /* a page that reads zero after fork() */
     char socket_path[108];
     char client_name[48];
@@ -181,7 +195,7 @@ struct kvt_session {
     struct kvt_client_op *free;
     struct kvt_op_list done;
     _Atomic uint32_t n_done; /* written under the lock; spinning threads read it without */
-    struct kvt_client_op *ready_head, *ready_tail;
+    struct kvt_work work[KVT_WORK_KINDS];
 
     bool has_leader;      /* a thread receives from the control socket, without the lock */
     uint64_t answered_ns; /* when a wait ended last */
@@ -194,8 +208,12 @@ struct kvt_session {
     uint32_t n_ns;
     struct kvt_ns_desc *ns_descs;
 
+    bool cuda_begun; /* somebody is attaching, or has */
+    struct kvt_cuda *cuda;
+    uint64_t slab_bytes; /* of the mapped arena */
+
     uint32_t n_workers;
-    struct kvt_worker *workers;                                /* [0] is the library thread */
+    struct kvt_worker *workers; /* [0] is the library thread; room for those of a GPU */
     _Alignas(8) unsigned char data_rx[KVT_WIRE_BYTES_MAX + 8]; /* the library thread's */
 };
 
@@ -243,8 +261,25 @@ void kvt_job_run(struct kvt_worker *w);
 void kvt_job_done_locked(struct kvt_session *s, struct kvt_worker *w);
 void kvt_job_flush_locked(struct kvt_session *s);
 
+/* cuda.c, or cuda_none.c */
+/**
+ * Calling thread: check that the op's memory is the GPU's, and note what its copies come after.
+ * @return KVTIER_OK, ERR_INVAL, ERR_NOTSUP, ERR_IO; the session's error says why.
+ */
+int kvt_cuda_prepare(struct kvt_session *s, struct kvt_client_op *op, void *stream);
+void kvt_cuda_job(struct kvt_worker *w, uint64_t *sums);  /* fills w->results */
+void kvt_cuda_mapped_locked(struct kvt_session *s);       /* s->cuda is there, and the arena */
+void kvt_cuda_unmap(struct kvt_session *s);               /* the arena is about to go */
+void kvt_cuda_free(struct kvt_session *s, bool is_child); /* threads are gone, arena unmapped */
+
+/* session.c */
+/* Start the thread of workers[index], signals blocked. */
+bool kvt_worker_start(struct kvt_session *s, uint32_t index, void *(*run)(void *arg),
+                      const char *name);
+
 /* thread.c */
-void *kvt_library_main(void *arg); /* of workers[0] */
-void *kvt_copier_main(void *arg);  /* of the others */
+void kvt_copier_loop(struct kvt_worker *w); /* until the session closes */
+void *kvt_library_main(void *arg);          /* of workers[0] */
+void *kvt_copier_main(void *arg);           /* of the others */
 
 #endif

@@ -107,20 +107,18 @@ void *kvt_library_main(void *arg)
         kvt_conn_close_locked(s, &s->control);
     if (s->data.fd >= 0)
         kvt_conn_close_locked(s, &s->data);
-    pthread_cond_broadcast(&s->work_cond);
     pthread_mutex_unlock(&s->lock);
     return NULL;
 }
 
-void *kvt_copier_main(void *arg)
+void kvt_copier_loop(struct kvt_worker *w)
 {
-    struct kvt_worker *w = arg;
     struct kvt_session *s = w->session;
 
     pthread_mutex_lock(&s->lock);
     while (!s->closing) {
         if (!kvt_job_take_locked(s, w)) {
-            pthread_cond_wait(&s->work_cond, &s->lock);
+            pthread_cond_wait(&s->work[w->kind].cond, &s->lock);
             continue;
         }
         pthread_mutex_unlock(&s->lock);
@@ -129,5 +127,10 @@ void *kvt_copier_main(void *arg)
         kvt_job_done_locked(s, w);
     }
     pthread_mutex_unlock(&s->lock);
+}
+
+void *kvt_copier_main(void *arg)
+{
+    kvt_copier_loop(arg);
     return NULL;
 }

@@ -18,7 +18,7 @@ import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LOG_TAIL_LINES = 60
-THREADED_SUITES = ("base", "storage", "connector", "daemon")
+THREADED_SUITES = ("base", "storage", "connector", "daemon", "gpu")
 
 # Suites that need the real programs and minutes rather than seconds: the gcc build runs them.
 WHOLE_PROGRAM_SUITES = ("robust",)

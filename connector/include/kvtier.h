@@ -169,6 +169,55 @@ KVT_API int kvt_load(kvt_session *session, int ns, const void *keys, uint32_t n,
 KVT_API int kvt_prefetch(kvt_session *session, int ns, const void *keys, uint32_t n, uint32_t flags,
                          uint64_t deadline_ns, int32_t *statuses, void *user, uint64_t *op_p);
 
+/* How a session uses a GPU; for kvt_cuda_attach(). */
+typedef struct kvtier_cuda {
+    size_t size;                 /* sizeof(kvtier_cuda) */
+    const char *library;         /* the driver; NULL: libcuda.so.1 */
+    int32_t device;              /* ordinal, as the driver counts in this process */
+    uint32_t n_threads;          /* for each direction; 0: 4, at most 16 */
+    uint32_t kernel_below_bytes; /* chunks whose contiguous pieces average less are gathered and
+                                    scattered by a kernel; 0: the default, 1: never */
+    uint32_t reserved;           /* 0 */
+} kvtier_cuda;
+
+/* What became of the bytes, since kvt_cuda_attach(). */
+typedef struct kvtier_cuda_stats {
+    size_t size;           /* sizeof(kvtier_cuda_stats) */
+    uint64_t engine_bytes; /* moved by copy engines straight from or to the pages */
+    uint64_t kernel_bytes; /* gathered or scattered by a kernel */
+    uint64_t staged_bytes; /* of both, those that went through staging memory of the host */
+    uint64_t pinned_bytes; /* of the arena, registered with CUDA now */
+} kvtier_cuda_stats;
+
+/**
+ * Let a session move memory of a GPU, with streams and threads of its own in the context that the
+ * engine uses; once per session, when the engine has its memory. It takes milliseconds, and of the
+ * GPU 4 MiB per thread and direction; the arena is registered with CUDA later, in the background.
+ * @return KVTIER_OK; KVTIER_ERR_NOTSUP: no driver, no such device, or built without CUDA;
+ *         KVTIER_ERR_INVAL: attached already, or a bad argument; KVTIER_ERR_NOMEM, ERR_IO.
+ *         kvt_last_error() tells why. After an error the session is as it was.
+ */
+KVT_API int kvt_cuda_attach(kvt_session *session, const kvtier_cuda *cuda);
+
+/*
+ * kvt_store and kvt_load for memory of the GPU: the same, but that layouts name device addresses.
+ * stream is a CUstream (cudaStream_t) of the engine, NULL its default stream: the copy comes after
+ * all work that was queued there before this call. Work that is queued on any stream after the
+ * completion was polled comes after the copy. The calling thread waits for neither. kvt_cancel
+ * waits for copies that are queued, and so for what they come after.
+ * @return as kvt_store; KVTIER_ERR_INVAL also when memory is not the GPU's or stream captures a
+ *         graph; KVTIER_ERR_NOTSUP: not attached; KVTIER_ERR_IO: CUDA refused.
+ */
+KVT_API int kvt_store_cuda(kvt_session *session, int ns, const void *keys, uint32_t n,
+                           const kvtier_layout *src, uint32_t flags, uint64_t deadline_ns,
+                           int32_t *statuses, void *user, void *stream, uint64_t *op_p);
+KVT_API int kvt_load_cuda(kvt_session *session, int ns, const void *keys, uint32_t n,
+                          const kvtier_layout *dst, uint32_t flags, uint64_t deadline_ns,
+                          int32_t *statuses, void *user, void *stream, uint64_t *op_p);
+
+/** @return KVTIER_OK; KVTIER_ERR_NOTSUP: not attached. */
+KVT_API int kvt_cuda_stats(kvt_session *session, kvtier_cuda_stats *stats);
+
 /** Completions that are there; never waits. @return how many were written. */
 KVT_API uint32_t kvt_poll(kvt_session *session, kvtier_completion *completions, uint32_t n_max);
 /** Like kvt_poll, but waits for at least one; 0: timeout_ms passed. */

@@ -109,6 +109,7 @@ static void handle_hello(struct agent *agent, struct conn *conn)
     msg.n_ops_max = agent->config.sessions_ops_max;
     msg.lease_ttl_max_ns = agent->config.lease_ttl_max_ns;
     msg.n_regions = agent->host_info.n_regions;
+    msg.slab_bytes = agent->host_info.slab_bytes;
     for (uint32_t i = 0; i < msg.n_regions; i++) {
         const struct kvt_tier_region *region = &agent->host_info.regions[i];
         msg.regions[i] = (struct kvt_wire_region){

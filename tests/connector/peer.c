@@ -36,6 +36,7 @@ static void welcome_send(struct peer *p, int fd, uint64_t op, int fault)
         .n_regions = fault == PEER_VERSION ? 0 : 1,
         .n_ops_max = 16,
         .lease_ttl_max_ns = UINT64_C(1000000000),
+        .slab_bytes = PEER_SLAB_BYTES,
         .regions = {{0, fault == PEER_SHORT_FILE ? 2 * ARENA_BYTES : ARENA_BYTES, 4096}},
     };
     struct iovec iov = {&w, sizeof(w)};

@@ -14,6 +14,7 @@
 
 #define PEER_SLOTS      256
 #define PEER_SLOT_BYTES (1u << 20)
+#define PEER_SLAB_BYTES (24u << 20) /* a CUDA registration is shorter, and does not divide it */
 #define PEER_CONNS      64
 
 enum peer_fault {

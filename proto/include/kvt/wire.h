@@ -81,8 +81,10 @@ struct kvt_wire_welcome { /* one fd per region, in order */
     uint32_t n_ops_max; /* open RESERVE and LOAD ops of one session */
     uint64_t lease_ttl_max_ns;
     struct kvt_wire_region regions[KVT_REGIONS_MAX];
+    uint64_t slab_bytes; /* memory is there by whole slabs, counted from the start of a region:
+                            where a slot is, all of its slab is backed */
 };
-_Static_assert(sizeof(struct kvt_wire_welcome) == 96, "wire");
+_Static_assert(sizeof(struct kvt_wire_welcome) == 104, "wire");
 
 struct kvt_wire_ns_open {
     struct kvt_wire_header h;
