@@ -214,6 +214,12 @@ static void action_committed(void *arg, uint32_t session, uint64_t op, enum kvt_
     answer(arg, KVT_WIRE_COMMIT_R, session, op, status, items, n, n_open);
 }
 
+static void action_job_done(void *arg, uint64_t job)
+{
+    (void)job;
+    control_job_ended(&((struct agent *)arg)->calls);
+}
+
 const struct kvt_core_actions agent_actions = {
     .io = action_io,
     .meta_put = action_meta_put,
@@ -223,4 +229,5 @@ const struct kvt_core_actions agent_actions = {
     .reserved = action_reserved,
     .loaded = action_loaded,
     .committed = action_committed,
+    .job_done = action_job_done,
 };

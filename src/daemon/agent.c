@@ -328,6 +328,7 @@ static void service_close(struct agent *agent)
 void agent_state_set(struct agent *agent, enum service_state state)
 {
     atomic_store_explicit(&agent->http.state, state, memory_order_relaxed);
+    control_state_set(&agent->calls, state);
     if (state == SERVICE_READY)
         notify_send(&agent->notify, "READY=1");
     else if (state == SERVICE_DRAINING)
@@ -415,7 +416,7 @@ enum kvt_status agent_open(struct agent *agent, struct kvt_error *err)
 void agent_close(struct agent *agent)
 {
     service_close(agent);
-    listen_close(agent);
+    listener_close(&agent->listener);
     slabs_stop(agent);
     nvme_close(agent); /* waits for transfers: the core's pages and the arena are still there */
     sessions_fini(agent);

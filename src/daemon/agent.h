@@ -9,9 +9,11 @@
 #include <pthread.h>
 #include <sys/types.h>
 
+#include "control_call.h"
 #include "daemon_config.h"
 #include "http.h"
 #include "kvt/wire_check.h"
+#include "listen.h"
 #include "metrics.h"
 #include "notify.h"
 #include "reload.h"
@@ -95,12 +97,15 @@ struct agent {
     struct http http;
     struct notify notify;
     struct reload reload;
+    struct control_calls calls; /* of other threads */
 
-    int epoll_fd, timer_fd, signal_fd, listen_fd, lock_fd;
+    int epoll_fd, timer_fd, signal_fd;
+    struct listener listener;
     uint64_t timer_ns; /* armed for; UINT64_MAX: not */
     struct spinner spin;
-    struct conn *hot; /* sent the last message, and may send the next soon */
-    bool listening;   /* listen_fd is watched */
+    struct conn *hot;  /* sent the last message, and may send the next soon */
+    uint64_t heard_ns; /* a client's message was read last */
+    bool listening;    /* listener.fd is watched */
     uint64_t accept_again_ns;
     bool draining, stop;
     bool failed; /* stopping because it cannot serve */
@@ -149,7 +154,6 @@ void slabs_collect(struct agent *agent);
 
 /* listen.c */
 enum kvt_status listen_open(struct agent *agent, struct kvt_error *err) KVT_MUST_CHECK;
-void listen_close(struct agent *agent);
 
 /* session.c */
 bool sessions_init(struct agent *agent);
@@ -190,6 +194,7 @@ enum watch {
     WATCH_META,
     WATCH_METRICS,
     WATCH_RELOAD,
+    WATCH_CALLS,
     WATCH_CONN
 };
 

@@ -227,7 +227,8 @@ int main(int argc, char **argv)
     if (agent == NULL)
         return usage_error("out of memory", "");
     memset(agent, 0, sizeof(*agent));
-    agent->epoll_fd = agent->timer_fd = agent->signal_fd = agent->listen_fd = agent->lock_fd = -1;
+    agent->epoll_fd = agent->timer_fd = agent->signal_fd = -1;
+    agent->listener.fd = agent->listener.lock_fd = -1;
     agent->feed.stop_fd = agent->feed.event_fd = -1;
     agent->http.pull.ask_fd = agent->http.pull.answer_fd = -1;
     agent->reload.event_fd = agent->notify.fd = -1;

@@ -19,7 +19,8 @@
 #include "kvt/util.h"
 
 #define EVENTS_PER_TURN 64
-#define LATE_RETRY_NS   KVT_NS_PER_MS /* for what is due, but must wait for something else */
+#define LATE_RETRY_NS   KVT_NS_PER_MS        /* for what is due, but must wait for something else */
+#define ACTIVE_NS       (10 * KVT_NS_PER_MS) /* clients heard less long ago are active */
 
 /* A spin that finds something earns three that do not; without credit one in 32 is tried. */
 #define SPIN_CREDIT_MAX 24
@@ -50,6 +51,8 @@ enum kvt_status reactor_open(struct agent *agent, struct kvt_error *err)
     agent->timer_ns = UINT64_MAX;
     agent->spin = (struct spinner){.ns = agent->config.spin_ns, .credit = SPIN_CREDIT_MAX / 2};
     if (agent->epoll_fd < 0 || agent->timer_fd < 0 || agent->signal_fd < 0 ||
+        control_calls_open(&agent->calls) != KVT_OK ||
+        reactor_watch(agent, agent->calls.event_fd, WATCH_CALLS) != KVT_OK ||
         reactor_watch(agent, agent->timer_fd, WATCH_TIMER) != KVT_OK ||
         reactor_watch(agent, agent->signal_fd, WATCH_SIGNAL) != KVT_OK)
         return kvt_error_set(err, kvt_status_from_errno(errno),
@@ -66,6 +69,7 @@ void reactor_close(struct agent *agent)
             close(*fds[i]);
         *fds[i] = -1;
     }
+    control_calls_close(&agent->calls);
 }
 
 /* --- start and stop --------------------------------------------------------------------------- */
@@ -77,7 +81,8 @@ static void drain_start(struct agent *agent)
     agent->draining = true;
     agent_state_set(agent, SERVICE_DRAINING);
     agent->drain_deadline_ns = agent->now_ns + agent->config.drain_timeout_ns;
-    listen_close(agent);
+    listener_close(&agent->listener);
+    agent->listening = false;
     kvt_core_drain(agent->core);
 }
 
@@ -126,14 +131,20 @@ static void ready_check(struct agent *agent)
 
 /* --- the loop --------------------------------------------------------------------------------- */
 
+static bool clients_active(const struct agent *agent)
+{
+    return agent->now_ns - agent->heard_ns < ACTIVE_NS;
+}
+
 static void timer_arm(struct agent *agent)
 {
     uint64_t next = KVT_MIN(kvt_core_next_deadline(agent->core), sessions_expire(agent));
-    if (agent->listen_fd >= 0 && !agent->listening)
+    if (agent->listener.fd >= 0 && !agent->listening)
         next = KVT_MIN(next, agent->accept_again_ns);
     if (agent->draining)
         next = KVT_MIN(next, agent->drain_deadline_ns);
     next = KVT_MIN(next, agent->notify.next_ns);
+    next = KVT_MIN(next, control_calls_due(&agent->calls, agent->now_ns, clients_active(agent)));
     /* Later than armed: the timer fires once too often, which is cheaper than setting it again. */
     if (next >= agent->timer_ns)
         return;
@@ -155,13 +166,13 @@ static void timer_fired(struct agent *agent)
 /* Listen again after a pause, or pause: the socket stays readable while nobody can be accepted. */
 static void accept_pause(struct agent *agent)
 {
-    if (agent->listen_fd < 0)
+    if (agent->listener.fd < 0)
         return;
     bool want = agent->now_ns >= agent->accept_again_ns;
     if (want == agent->listening)
         return;
     struct epoll_event event = {.events = want ? EPOLLIN : 0, .data.u64 = WATCH_LISTEN};
-    KVT_ASSERT(epoll_ctl(agent->epoll_fd, EPOLL_CTL_MOD, agent->listen_fd, &event) == 0);
+    KVT_ASSERT(epoll_ctl(agent->epoll_fd, EPOLL_CTL_MOD, agent->listener.fd, &event) == 0);
     agent->listening = want;
 }
 
@@ -176,7 +187,7 @@ static void event_handle(struct agent *agent, const struct epoll_event *event)
         signals_read(agent);
         break;
     case WATCH_LISTEN:
-        if (agent->listen_fd >= 0)
+        if (agent->listener.fd >= 0)
             sessions_accept(agent);
         break;
     case WATCH_SLABS:
@@ -194,6 +205,9 @@ static void event_handle(struct agent *agent, const struct epoll_event *event)
         break;
     case WATCH_RELOAD:
         reload_finish(agent);
+        break;
+    case WATCH_CALLS:
+        control_calls_heard(&agent->calls);
         break;
     default:
         session_event(agent, &agent->conns[kind - WATCH_CONN], event->events);
@@ -282,6 +296,7 @@ void reactor_run(struct agent *agent)
         agent->now_ns = kvt_now_ns();
         for (int i = 0; i < n; i++)
             event_handle(agent, &events[i]);
+        control_calls_run(&agent->calls, agent, clients_active(agent));
         kvt_core_flush(agent->core, agent->now_ns);
         actions_push(agent);
         agent->metrics.turn++;
@@ -293,4 +308,5 @@ void reactor_run(struct agent *agent)
             drain_check(agent);
     }
     atomic_store_explicit(&agent->http.looping, false, memory_order_release);
+    control_calls_refuse(&agent->calls);
 }

@@ -214,7 +214,7 @@ static void conn_admit(struct agent *agent, int fd)
 void sessions_accept(struct agent *agent)
 {
     for (unsigned n = 0; n < ACCEPTS_PER_TURN; n++) {
-        int fd = accept4(agent->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+        int fd = accept4(agent->listener.fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
         if (fd >= 0) {
             conn_admit(agent, fd);
             continue;
@@ -350,6 +350,7 @@ bool session_read(struct agent *agent, struct conn *conn)
             return true;
         }
         any = true;
+        agent->heard_ns = agent->now_ns;
         if (conn->state == CONN_ENDING)
             continue; /* discarded */
         if (bytes == 0 || (size_t)bytes > sizeof(agent->rx)) {

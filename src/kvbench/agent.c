@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "kvt/interrupt.h"
+#include "kvt/program.h"
 #include "kvt/util.h"
 
 #define READY_TIMEOUT_MS 30000
@@ -45,29 +46,6 @@ bool kvt_agent_set(struct kvt_agent_options *options, const char *format, ...)
         return false;
     options->n_sets++;
     return true;
-}
-
-/* The agent beside this executable: what was built or installed together belongs together. */
-static void find_program(char program[PATH_MAX])
-{
-    char self[PATH_MAX];
-    ssize_t n = readlink("/proc/self/exe", self, sizeof(self) - 1);
-    if (n > 0) {
-        self[n] = '\0';
-        char *slash = strrchr(self, '/');
-        *slash = '\0';
-        /* Installed: the same folder. In a build tree: the folder of the daemon. */
-        static const char *const places[] = {"%s/kvtierd", "%s/../daemon/kvtierd"};
-        for (unsigned i = 0; i < KVT_ARRAY_LEN(places); i++) {
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wformat-nonliteral"
-            int length = snprintf(program, PATH_MAX, places[i], self);
-#pragma GCC diagnostic pop
-            if (length > 0 && length < PATH_MAX && access(program, X_OK) == 0)
-                return;
-        }
-    }
-    snprintf(program, PATH_MAX, "kvtierd"); /* execvp looks in PATH */
 }
 
 /* The end of the log, one line, for an error message. */
@@ -212,7 +190,7 @@ enum kvt_status kvt_agent_start(const struct kvt_agent_options *options, struct 
     if (options->program != NULL)
         snprintf(program, sizeof(program), "%s", options->program);
     else
-        find_program(program);
+        kvt_kvtierd_find(program);
 
     int ready[2] = {-1, -1};
     int log_fd = open(agent->log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);

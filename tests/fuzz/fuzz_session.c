@@ -113,12 +113,12 @@ static void listen_once(struct sockaddr_un *address)
     struct epoll_event event = {.events = EPOLLIN, .data.u64 = WATCH_LISTEN};
     *address = (struct sockaddr_un){.sun_family = AF_UNIX};
     snprintf(address->sun_path + 1, sizeof(address->sun_path) - 1, "kvt-fuzz-%d", (int)getpid());
-    agent.listen_fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    agent.listener.fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     agent.epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    KVT_ASSERT(agent.listen_fd >= 0 && agent.epoll_fd >= 0);
-    KVT_ASSERT(bind(agent.listen_fd, (struct sockaddr *)address, sizeof(*address)) == 0);
-    KVT_ASSERT(listen(agent.listen_fd, N_CLIENTS) == 0);
-    KVT_ASSERT(epoll_ctl(agent.epoll_fd, EPOLL_CTL_ADD, agent.listen_fd, &event) == 0);
+    KVT_ASSERT(agent.listener.fd >= 0 && agent.epoll_fd >= 0);
+    KVT_ASSERT(bind(agent.listener.fd, (struct sockaddr *)address, sizeof(*address)) == 0);
+    KVT_ASSERT(listen(agent.listener.fd, N_CLIENTS) == 0);
+    KVT_ASSERT(epoll_ctl(agent.epoll_fd, EPOLL_CTL_ADD, agent.listener.fd, &event) == 0);
 }
 
 static int client_of(unsigned which)
