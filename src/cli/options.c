@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,7 +23,7 @@ static bool fraction_parse(const char *text, uint64_t *bytes_p)
     if (!kvt_bytes_parse(one, &factor))
         return false;
     double bytes = value * (double)factor;
-    if (bytes >= 0x1p63 || bytes != floor(bytes))
+    if (bytes >= 0x1p63 || bytes != (double)(uint64_t)bytes)
         return false;
     *bytes_p = (uint64_t)bytes;
     return true;

@@ -167,11 +167,22 @@ def small_file_system(folder, size_mib):
 
 
 def store_larger_than_the_disk(folder):
+    """Larger than the whole disk is refused by the configuration; larger than the room left on it
+    by the store, which the agent may be told to do without."""
     with small_file_system(folder, 64) as mount, \
             kvt.Agent(folder, nvme__path=os.path.join(mount, "store")) as agent:
-        status, text = agent.start_refused()
-        kvt.check(status > 0 and os.path.join(mount, "store") in text and
-                  "space" in text.lower(), f"exit status {status}:\n{text}")
+        store = os.path.join(mount, "store")
+
+        def check_refused(*words):
+            status, text = agent.start_refused()
+            kvt.check(status > 0 and store in text and all(word in text for word in words),
+                      f"exit status {status}:\n{text}")
+
+        check_refused("nvme.disks.0.bytes", "lower it")
+        with open(os.path.join(mount, "ballast"), "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, 30 * kvt.MIB)
+        agent.set(nvme__bytes="40MiB")
+        check_refused("space")
         agent.set(nvme__required="false")
         agent.start()
         with client_of(agent) as client:
