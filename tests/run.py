@@ -336,6 +336,49 @@ def part_fuzz(report):
                    int(status != 0), 0, out)
 
 
+def python_environment(report, name, requirements):
+    """Python of a virtual environment with the package installed in it, or None."""
+    folder = os.path.join(args.build_dir, "venv-" + name)
+    status, python = command([sys.executable, os.path.join(ROOT, "tests", "venv.py"), folder,
+                              os.path.join(ROOT, "tests", "python", requirements)])
+    if status != 0:
+        report.add(f"{name} environment", 0, 1, 0, python)
+        return None
+    python = python.strip()
+    status, out = command([python, "-m", "pip", "install", "--disable-pip-version-check",
+                           "--force-reinstall", "--no-deps",
+                           os.path.join(ROOT, "connector", "python")])
+    report.add(f"{name} install", int(status == 0), int(status != 0), 0, out)
+    return python if status == 0 else None
+
+
+def python_tests(report, name, requirements, *test_args):
+    """The Python package as users install it, against the agent of the gcc build."""
+    build = gcc_build(report)
+    python = build.ok and python_environment(report, name, requirements)
+    if not python:
+        return
+    began = time.monotonic()
+    status, out = command([python, "-m", *test_args], {
+        "KVT_KVTIERD": os.path.join(build.dir, "src", "daemon", "kvtierd"),
+        "PYTHONDONTWRITEBYTECODE": "1"}, cwd=os.path.join(ROOT, "tests", "python"))
+    ran = re.search(r"^Ran (\d+) test", out, re.M)
+    bad = sum(int(n) for n in re.findall(r"(?:failures|errors)=(\d+)", out))
+    skipped = re.search(r"skipped=(\d+)", out)
+    skipped = int(skipped[1]) if skipped else 0
+    passed = int(ran[1]) - bad - skipped if ran else 0
+    report.add(f"{name} ({time.monotonic() - began:.1f}s)", max(passed, 0),
+               max(bad, int(status != 0)), skipped, out)
+
+
+def part_python(report):
+    python_tests(report, "python", "requirements.txt", "unittest", "-v", "test_client")
+
+
+def part_sglang(report):
+    python_tests(report, "sglang", "requirements-sglang.txt", "engine_sglang", "-v")
+
+
 def part_smoke(report):
     """The README's first command, cut short."""
     status, out = command([os.path.join(ROOT, "deploy", "quickstart"), "--max-requests", "300"],
@@ -354,6 +397,8 @@ PARTS = {
     "tsan": (part_tsan, "thread sanitizer over the threaded suites"),
     "tidy": (part_tidy, "clang-tidy over every compiled file"),
     "fuzz": (part_fuzz, "each fuzz target for a few seconds"),
+    "python": (part_python, "the Python package, installed as users do it, against the agent"),
+    "sglang": (part_sglang, "SGLang's cache controller on the Python package"),
     "smoke": (part_smoke, "the README's run command in a short form"),
 }
 

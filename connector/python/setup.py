@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds libkvtier with the project's own build files and puts it beside the package.
+"""Builds libkvtier with the project's own build files and puts it beside the package, with the
+descriptor of the control API.
 
-The library and its flags are described once, in the repository's meson.build; pip fetches meson
-and ninja, so that what the machine must have is a C compiler, pkg-config and xxHash's header.
+The library and its flags are described once, in the repository's meson.build; pip fetches meson,
+ninja and protoc, so that what the machine must have is a C compiler, pkg-config and xxHash's header.
 """
 
 import atexit
 import pathlib
 import shutil
 import subprocess
+import sys
 import tempfile
 
 from setuptools import Distribution, setup
@@ -18,6 +20,7 @@ from setuptools.command.build_py import build_py
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 SONAME = "libkvtier.so.0"
+DESCRIPTOR = "control.pb"
 
 
 def run(*command):
@@ -41,21 +44,24 @@ def build_library(folder):
 
 
 class BuildWithLibrary(build_py):
-    def library_target(self):
+    def target(self, name):
         folder = HERE if self.editable_mode else pathlib.Path(self.build_lib)
-        return folder / "kvtier" / SONAME
+        return folder / "kvtier" / name
 
     def run(self):
         super().run()
         folder = pathlib.Path(self.get_finalized_command("build").build_temp).resolve()
         library = build_library(folder / "libkvtier")
-        target = self.library_target()
+        target = self.target(SONAME)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(library.resolve(), target)
         target.chmod(0o755)
+        run(sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT / 'proto'}",
+            f"--descriptor_set_out={self.target(DESCRIPTOR)}", "kvtier/v1/control.proto")
 
     def get_outputs(self, include_bytecode=True):
-        return [*super().get_outputs(include_bytecode), str(self.library_target())]
+        return [*super().get_outputs(include_bytecode), str(self.target(SONAME)),
+                str(self.target(DESCRIPTOR))]
 
 
 class AnyPythonWheel(bdist_wheel):

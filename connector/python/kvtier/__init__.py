@@ -5,11 +5,11 @@ from ._lib import BATCH_MAX, KEY_BYTES
 from ._version import __version__
 from .client import Client, Keys, Op, strerror
 from .errors import (AgainError, AgentTimeoutError, ClosedError, InvalidError, KVTierError,
-                     NoMemoryError, Status, UnreachableError, VersionError)
+                     NoMemoryError, NotFoundError, Status, UnreachableError, VersionError)
 from .layouts import EXTENT, LAYOUT, Layouts, Memory
 from .namespace import Namespace
 
-__all__ = ["__version__", "BATCH_MAX", "KEY_BYTES", "Client", "Keys", "Op", "strerror", "AgainError",
-           "AgentTimeoutError", "ClosedError", "InvalidError", "KVTierError", "NoMemoryError",
-           "Status", "UnreachableError", "VersionError", "EXTENT", "LAYOUT", "Layouts", "Memory",
-           "Namespace"]
+__all__ = ["__version__", "BATCH_MAX", "KEY_BYTES", "Client", "Keys", "Op", "strerror",
+           "AgainError", "AgentTimeoutError", "ClosedError", "InvalidError", "KVTierError",
+           "NoMemoryError", "NotFoundError", "Status", "UnreachableError", "VersionError",
+           "EXTENT", "LAYOUT", "Layouts", "Memory", "Namespace"]

@@ -49,7 +49,8 @@ class InvalidError(KVTierError, ValueError):
 
 
 class AgainError(KVTierError):
-    """The session's queue is full: poll, then submit again."""
+    """Nothing was started: a queue is full (poll, then submit again), or a listing must begin
+    anew."""
     status = Status.AGAIN
 
 
@@ -71,6 +72,11 @@ class ClosedError(KVTierError):
 class AgentTimeoutError(KVTierError, TimeoutError):
     """The agent did not answer in time."""
     status = Status.TIMEOUT
+
+
+class NotFoundError(KVTierError, LookupError):
+    """The agent has nothing of that name."""
+    status = Status.MISS
 
 
 class NoMemoryError(KVTierError, MemoryError):

@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""KVTier as the storage tier of SGLang's hierarchical cache; see docs/engines.md.
+
+    --enable-hierarchical-cache --hicache-storage-backend dynamic
+    --hicache-storage-backend-extra-config '{"backend_name": "kvtier",
+        "module_path": "kvtier.sglang", "class_name": "KVTierStorage", "interface_v1": 1}'
+
+A chunk is one page of SGLang's host pool, copied between the pool and the agent's memory by
+libkvtier. Its key is SGLang's own hash of the page, which covers all tokens before, the adapter and
+the cache salt. Everything else that must be equal (model, weights, ranks, type, order of the
+bytes) is in the namespace.
+
+SGLang calls from threads that an exception would end for the life of the server, so no data call
+raises: what goes wrong is a miss, and a line in the log.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import json
+import logging
+import os
+import time
+from typing import Any, Callable, Sequence
+
+import torch
+from sglang.srt.mem_cache import utils as sglang_utils
+from sglang.srt.mem_cache.hicache_storage import HiCacheStorage
+
+from . import BATCH_MAX, KEY_BYTES, Client, Layouts, Namespace, Status
+from .identity import folder_digest, model_revision, short
+
+log = logging.getLogger("kvtier.sglang")
+
+_PREFIX = "kvtier_"
+_SEGMENTS_MAX = 384
+_LOG_S = 10  # what goes wrong in every call is said so often
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Keys of the extra config, each with kvtier_ before it. docs/engines.md has the same table."""
+    socket: str = ""              # "": $KVTIER_SOCKET, else the agent's default
+    model: str = ""               # "": SGLang's model name
+    revision: str = ""            # "": made from weights and server arguments
+    tenant: str = ""              # part of the namespace: servers of other tenants share nothing
+    load_timeout_ms: int = 2000   # then the pages that have not come are computed
+    store_timeout_ms: int = 1000  # how long a store may wait for room
+    copy_threads: int = 1
+
+    @classmethod
+    def read(cls, extra: dict[str, Any] | None) -> Settings:
+        """Raises ValueError that names every mistake at once."""
+        known = {field.name: type(field.default) for field in dataclasses.fields(cls)}
+        wrong, values = [], {}
+        for key, value in (extra or {}).items():
+            if not key.startswith(_PREFIX):
+                continue  # SGLang's own
+            name = key[len(_PREFIX):]
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                wrong.append(f"{key}: no such setting" + (f", {_PREFIX}{near[0]}?" if near else ""))
+            elif type(value) is not known[name]:
+                wrong.append(f"{key}: {value!r} is not of type {known[name].__name__}")
+            elif known[name] is int and value < 1:
+                wrong.append(f"{key}: must be at least 1")
+            else:
+                values[name] = value
+        if wrong:
+            raise ValueError("hicache-storage-backend-extra-config: " + "; ".join(wrong))
+        return cls(**values)
+
+
+def _fallback(answer: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes a call that never raises: answer() of its arguments in the place of an exception."""
+    def decorate(call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def guarded(self: KVTierStorage, first: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return call(self, first, *args, **kwargs)
+            except Exception as err:
+                self._complain(f"{call.__name__}: {type(err).__name__}: {err}")
+                return answer(first)
+        return guarded
+    return decorate
+
+
+def _all_false(keys: Any) -> list[bool]:
+    return [False] * len(keys)
+
+
+def _key(name: str) -> bytes:
+    """SGLang's keys are SHA-256 as hex; any other text gets a hash of its own."""
+    if len(name) == 2 * KEY_BYTES:
+        try:
+            return bytes.fromhex(name)
+        except ValueError:
+            pass
+    return hashlib.sha256(b"kvtier sglang key 1\0" + name.encode()).digest()
+
+
+def _keys(names: Sequence[str]) -> bytes:
+    return b"".join(map(_key, names))
+
+
+def _revision() -> str:
+    """Of this server's weights, and of what else changes the KV that they make."""
+    from sglang.srt.runtime_context import get_server_args
+    args = get_server_args()
+    names = ("dtype", "quantization", "kv_cache_dtype", "load_format", "json_model_override_args",
+             "attention_backend", "prefill_attention_backend", "model_impl")
+    facts = {name: str(getattr(args, name, None)) for name in names}
+    # SGLang's keys know an adapter by its name and path, whatever is in its files today.
+    facts["lora"] = {f"{ref.lora_name} {ref.lora_path}": (folder_digest(ref.lora_path) or b"").hex()
+                     for ref in getattr(args, "lora_paths", None) or []}
+    config = {}
+    file = os.path.join(str(args.model_path), "config.json")
+    if os.path.exists(file):
+        with open(file, encoding="utf-8") as text:
+            config = json.load(text)
+    return model_revision(str(args.model_path), str(getattr(args, "revision", "") or ""), config,
+                          facts)
+
+
+class KVTierStorage(HiCacheStorage):
+    """Built by SGLang as cls(storage_config, kwargs). A wrong setting or a pool that is not
+    understood raises ValueError at the start of the server; nothing raises afterwards."""
+
+    def __init__(self, storage_config: Any, kwargs: dict[str, Any] | None = None) -> None:
+        extra = getattr(storage_config, "extra_config", None) or {}
+        self._settings = Settings.read(extra)
+        if not hasattr(sglang_utils, "storage_namespace_seed"):
+            raise ValueError(
+                "kvtier.sglang: the keys of this SGLang know neither adapter nor cache salt, so "
+                "requests of different tenants would share KV; use 0.5.23 or later")
+        if getattr(storage_config, "dcp_size", 1) > 1:
+            raise ValueError("kvtier.sglang: decode context parallelism is not supported; run "
+                             "without it or without this backend")
+        self._config = storage_config
+        self._zero_copy = bool(extra.get("interface_v1"))
+        if not self._zero_copy:
+            log.warning("KVTier: without \"interface_v1\": 1 in the extra config every page is "
+                        "copied twice more")
+        self._said_s = -_LOG_S
+        self._n_unsaid = 0
+        self._pool: Any = None
+        self._handle = -1
+        #: pages: found by lookups, loaded and stored, and those that were asked for and did not
+        #: come (missing, late, agent away)
+        self.counts = {"hit": 0, "loaded": 0, "unloaded": 0, "stored": 0, "unstored": 0}
+        self._client = Client(self._settings.socket or None, name="sglang",
+                              n_copy_threads=self._settings.copy_threads)
+
+    def _complain(self, what: str) -> None:
+        now = time.monotonic()
+        if now - self._said_s < _LOG_S:
+            self._n_unsaid += 1
+            return
+        more = f" ({self._n_unsaid} more since the last such line)" if self._n_unsaid else ""
+        self._said_s, self._n_unsaid = now, 0
+        log.error("KVTier: %s%s", what, more)
+
+    # ---- what the pages are ----------------------------------------------------------------
+
+    def register_mem_pool_host(self, mem_pool_host: Any) -> None:
+        """Reads the pool's layout and derives the namespace. Raises ValueError."""
+        super().register_mem_pool_host(mem_pool_host)
+        pool, page = mem_pool_host, mem_pool_host.page_size
+        try:
+            addresses, sizes = pool.get_page_buffer_meta(torch.arange(2 * page))
+        except (NotImplementedError, ValueError, AttributeError) as err:
+            raise ValueError(
+                f"kvtier.sglang: host pool {type(pool).__name__} with layout {pool.layout!r} does "
+                f"not name its pages ({err}); choose another --hicache-mem-layout") from err
+        half = len(sizes) // 2
+        if not sizes or len(addresses) != len(sizes) or sizes[:half] != sizes[half:]:
+            raise ValueError(f"kvtier.sglang: pages of {type(pool).__name__} differ in size; "
+                             "this pool is not supported")
+        self._pool, self._sizes = pool, tuple(int(size) for size in sizes[:half])
+        descriptor = self._describe(pool)
+        self._handle = self._client.namespace(descriptor)
+        log.info("KVTier: %d bytes per page of %d tokens, layout %s, model %s %s",
+                 descriptor.chunk_bytes, page, descriptor.layout, descriptor.model,
+                 descriptor.revision)
+
+    def register_mem_host_pool_v2(self, host_pool: Any, host_pool_name: Any) -> None:
+        """Models with several kinds of state need all of them or none. Raises ValueError."""
+        if str(host_pool_name) != "kv":
+            raise ValueError(f"kvtier.sglang: pool {host_pool_name} of a hybrid model or a draft "
+                             "model is not supported; run this model without the backend")
+        super().register_mem_host_pool_v2(host_pool, host_pool_name)
+
+    def _describe(self, pool: Any) -> Namespace:
+        config, settings = self._config, self._settings
+        # Every rank of a model whose KV is the same on all of them may use what one stored.
+        replicated = getattr(config, "is_rank_replicated", config.is_mla_model)
+        chunk_bytes = sum(self._sizes)
+        n_layers = int(getattr(pool, "layer_num", 0))
+        wanted = min(max(n_layers, 1), _SEGMENTS_MAX)
+        facts = [type(pool).__name__, pool.layout, str(pool.dtype), self._sizes, self._zero_copy] + [
+            getattr(pool, name, None) for name in ("layer_num", "head_num", "head_dim",
+                                                   "v_head_dim", "kv_lora_rank",
+                                                   "qk_rope_head_dim", "start_layer",
+                                                   "end_layer")] + [
+            getattr(config, "attn_cp_rank", 0), getattr(config, "attn_cp_size", 1)]
+        digest = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
+        try:
+            revision = settings.revision or _revision()
+        except Exception as err:
+            raise ValueError(f"kvtier.sglang: nothing is known of the weights ({type(err).__name__}"
+                             f": {err}); name them with kvtier_revision") from err
+        return Namespace(
+            model=short(settings.model or config.model_name or "", 127),
+            revision=short(revision, 63), layout=f"sglang1/{pool.layout}/{digest[:24]}",
+            salt=short(settings.tenant, 63), hash_algo="sglang-sha256",
+            dtype=str(pool.dtype).removeprefix("torch.")[:15], n_layers=n_layers,
+            n_kv_heads=int(getattr(pool, "head_num", 0) or 0),
+            head_dim=int(getattr(pool, "head_dim", 0) or 0), tokens_per_chunk=pool.page_size,
+            tp_rank=0 if replicated else config.tp_rank,
+            tp_size=1 if replicated else config.tp_size, pp_rank=config.pp_rank,
+            pp_size=config.pp_size, chunk_bytes=chunk_bytes,
+            n_segments=next(n for n in range(wanted, 0, -1) if chunk_bytes % n == 0))
+
+    def _memory(self, host_indices: Any, n: int) -> Layouts:
+        addresses, sizes = self._pool.get_page_buffer_meta(host_indices)
+        if tuple(sizes[:len(self._sizes)]) != self._sizes or len(sizes) != n * len(self._sizes):
+            raise ValueError(f"{n} keys, but {len(sizes)} pieces of memory of {len(self._sizes)} "
+                             "each")
+        return Layouts.of_extents(addresses, sizes, n, keep=self._pool)
+
+    # ---- transfers -------------------------------------------------------------------------
+
+    def _load(self, names: Sequence[str], memory: Layouts) -> list[bool]:
+        done = self._client.load(self._handle, _keys(names), memory,
+                                 timeout=self._settings.load_timeout_ms / 1000)
+        self.counts["loaded"] += done.n_ok
+        self.counts["unloaded"] += len(names) - done.n_ok
+        return (done.statuses == Status.OK).tolist()
+
+    def _store(self, names: Sequence[str], memory: Layouts, extra_info: Any) -> list[bool]:
+        before = getattr(extra_info, "prefix_keys", None)
+        done = self._client.store(self._handle, _keys(names), memory,
+                                  parent=_key(before[-1]) if before else None,
+                                  timeout=self._settings.store_timeout_ms / 1000)
+        self.counts["stored"] += done.n_ok
+        self.counts["unstored"] += len(names) - done.n_ok
+        return ((done.statuses == Status.OK) | (done.statuses == Status.EXISTS)).tolist()
+
+    @_fallback(_all_false)
+    def batch_get_v1(self, keys: Sequence[str], host_indices: Any,
+                     extra_info: Any = None) -> list[bool]:
+        """Loads pages into the pool. False: not loaded, and the page's memory is undefined."""
+        if len(keys) == 0:
+            return []
+        return self._load(keys, self._memory(host_indices, len(keys)))
+
+    @_fallback(_all_false)
+    def batch_set_v1(self, keys: Sequence[str], host_indices: Any,
+                     extra_info: Any = None) -> list[bool]:
+        """Stores pages of the pool. True: held, whoever stored it."""
+        if len(keys) == 0:
+            return []
+        return self._store(keys, self._memory(host_indices, len(keys)), extra_info)
+
+    @_fallback(lambda keys: 0)
+    def batch_exists(self, keys: Sequence[str], extra_info: Any = None) -> int:
+        """Pages held without a gap from the first."""
+        n_held = 0
+        for start in range(0, len(keys), BATCH_MAX):
+            part = keys[start:start + BATCH_MAX]
+            n = self._client.lookup(self._handle, _keys(part)).n_ok
+            n_held += n
+            if n < len(part):
+                break
+        self.counts["hit"] += n_held
+        return n_held
+
+    @_fallback(lambda key: False)
+    def exists(self, key: str) -> bool:
+        return self.batch_exists([key]) == 1
+
+    # ---- the interface without zero copy: flat pages, which SGLang copies --------------------
+
+    @_fallback(lambda keys: [None] * len(keys))
+    def batch_get(self, keys: Sequence[str], target_locations: Any = None,
+                  target_sizes: Any = None) -> list[Any]:
+        """The target for each page that was loaded into it, else None."""
+        if len(keys) == 0:
+            return []
+        loaded = self._load(keys, Layouts.of_buffers(target_locations))
+        return [target if ok else None for ok, target in zip(loaded, target_locations)]
+
+    @_fallback(lambda key: None)
+    def get(self, key: str, target_location: Any = None, target_sizes: Any = None) -> Any:
+        return self.batch_get([key], [target_location])[0]
+
+    @_fallback(lambda keys: False)
+    def batch_set(self, keys: Sequence[str], values: Any = None, target_locations: Any = None,
+                  target_sizes: Any = None) -> bool:
+        return len(keys) == 0 or all(self._store(keys, Layouts.of_buffers(values), None))
+
+    @_fallback(lambda key: False)
+    def set(self, key: str, value: Any = None, target_location: Any = None,
+            target_sizes: Any = None) -> bool:
+        return self.batch_set([key], [value])
+
+    def close(self) -> None:
+        """Ends the session; calls answer misses from now on."""
+        self._client.close()
