@@ -187,7 +187,8 @@ class Memory(TestCase):
         class Tensor:
             def __init__(self, whole, device="cpu"):
                 self.whole, self.shape = whole, whole.shape
-                self.device = type("device", (), {"type": device})()
+                self.device = type("device", (), {"type": device,
+                                                  "__str__": lambda self: self.type})()
 
             def data_ptr(self):
                 return kvtier.layouts.address_of(self.whole)
@@ -202,8 +203,24 @@ class Memory(TestCase):
         back = np.zeros(source.shape, np.uint16)
         self.round_trip([Tensor(source)], [Tensor(back)])
         self.assertTrue(np.array_equal(source, back))
-        with self.assertRaisesRegex(kvtier.InvalidError, "host memory"):
-            kvtier.Layouts.of_buffers([Tensor(back, "cuda")])
+        with self.assertRaisesRegex(kvtier.InvalidError, "only memory of the host and"):
+            kvtier.Layouts.of_buffers([Tensor(back, "xpu")])
+        with self.assertRaisesRegex(kvtier.InvalidError, "several devices"):
+            kvtier.Layouts.of_buffers([Tensor(back, "cuda"), Tensor(back)])
+        client = self.client()
+        ns = client.namespace(namespace())
+        with self.assertRaisesRegex(kvtier.InvalidError, "stream"):
+            client.load(ns, key(0), [Tensor(back, "cuda")])
+        with self.assertRaisesRegex(kvtier.InvalidError, "memory of the host"):
+            client.load(ns, key(0), [Tensor(back)], stream=0)
+        for call in (client.cuda_stats, lambda: client.load(ns, key(0), [Tensor(back, "cuda")],
+                                                            stream=0)):
+            with self.assertRaises(kvtier.KVTierError) as caught:  # not attached
+                call()
+            self.assertEqual(caught.exception.status, Status.NOTSUP)
+        with self.assertRaises(kvtier.KVTierError) as caught:
+            client.cuda_attach(library="no-such-driver.so")
+        self.assertEqual(caught.exception.status, Status.NOTSUP)
 
     def test_memory_is_held_until_the_op_is_over(self):
         client = self.client()

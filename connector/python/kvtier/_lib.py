@@ -43,6 +43,20 @@ class NamespaceStruct(ctypes.Structure):
                 [("chunk_bytes", ctypes.c_uint64)])
 
 
+class Cuda(ctypes.Structure):
+    """struct kvtier_cuda"""
+    _fields_ = [("size", ctypes.c_size_t), ("library", ctypes.c_char_p),
+                ("device", ctypes.c_int32), ("n_threads", ctypes.c_uint32),
+                ("kernel_below_bytes", ctypes.c_uint32), ("reserved", ctypes.c_uint32)]
+
+
+class CudaStats(ctypes.Structure):
+    """struct kvtier_cuda_stats"""
+    _fields_ = [("size", ctypes.c_size_t)] + [
+        (n, ctypes.c_uint64) for n in ("engine_bytes", "kernel_bytes", "staged_bytes",
+                                       "pinned_bytes")]
+
+
 def _path() -> str:
     named = os.environ.get("KVTIER_LIBRARY")
     if named:
@@ -55,6 +69,7 @@ def _prototypes(lib: ctypes.CDLL) -> None:
     c_int, u32, u64, void = ctypes.c_int, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_void_p
     u64_p = ctypes.POINTER(u64)
     transfer = [void, c_int, void, u32, void, u32, u64, void, void, u64_p]
+    transfer_cuda = [*transfer[:-1], void, u64_p]
     for name, result, args in (
             ("kvt_open", c_int, [ctypes.POINTER(Options), ctypes.POINTER(void)]),
             ("kvt_close", None, [void]),
@@ -65,6 +80,10 @@ def _prototypes(lib: ctypes.CDLL) -> None:
             ("kvt_store", c_int, transfer),
             ("kvt_load", c_int, transfer),
             ("kvt_prefetch", c_int, [void, c_int, void, u32, u32, u64, void, void, u64_p]),
+            ("kvt_cuda_attach", c_int, [void, ctypes.POINTER(Cuda)]),
+            ("kvt_store_cuda", c_int, transfer_cuda),
+            ("kvt_load_cuda", c_int, transfer_cuda),
+            ("kvt_cuda_stats", c_int, [void, ctypes.POINTER(CudaStats)]),
             ("kvt_poll", u32, [void, void, u32]),
             ("kvt_wait", u32, [void, void, u32, c_int]),
             ("kvt_event_fd", c_int, [void]),

@@ -37,8 +37,9 @@ Keys = Union[bytes, bytearray, memoryview, np.ndarray, Sequence[bytes]]
 _COMPLETIONS = 256
 _ENTRY = _lib.COMPLETION.size
 _SIGNAL_S = 1.0  # Python handles a signal (Ctrl-C) between two waits, not in one
-_KINDS = ("lookup", "store", "load", "prefetch")
-_OK, _UNREACH, _CANCELED = int(Status.OK), int(Status.UNREACH), int(Status.CANCELED)
+_TRANSFERS = {"store": (lib.kvt_store, lib.kvt_store_cuda),
+              "load": (lib.kvt_load, lib.kvt_load_cuda)}
+_OK, _UNREACH = int(Status.OK), int(Status.UNREACH)
 
 
 class Op:
@@ -205,7 +206,7 @@ class Client:
     def _fail(self, status: int, what: str) -> None:
         if status == Status.AGAIN:
             raise error_of(status, f"{what}: the queue is full; poll, then submit again")
-        why = self.last_error() if status in (Status.INVAL, Status.NOMEM, Status.VERSION) else ""
+        why = "" if status in (Status.UNREACH, Status.TIMEOUT) else self.last_error()
         raise error_of(status, why or f"{what}: {strerror(status)}")
 
     def _call(self, function: Callable[..., int], *args: Any) -> int:
@@ -252,13 +253,38 @@ class Client:
             self._fail(handle, "namespace")
         return handle
 
+    # ---- GPU -------------------------------------------------------------------------------
+
+    def cuda_attach(self, device: int = 0, *, n_threads: int = 0, kernel_below_bytes: int = 0,
+                    library: str | None = None) -> None:
+        """Let this session move memory of a GPU; once, when the engine has its memory. device:
+        ordinal in this process. n_threads: for each direction, 0: 4. kernel_below_bytes: chunks
+        whose contiguous pieces average less go through a kernel, 0: the default, 1: never.
+        library: the driver, None: libcuda.so.1. Raises InvalidError, NoMemoryError, and
+        KVTierError with status NOTSUP (no driver or device, or built without CUDA) or IO."""
+        given = _lib.Cuda(ctypes.sizeof(_lib.Cuda), os.fsencode(library) if library else None,
+                          device, n_threads, kernel_below_bytes, 0)
+        status = self._call(lib.kvt_cuda_attach, ctypes.byref(given))
+        if status != _OK:
+            self._fail(status, "cuda_attach")
+
+    def cuda_stats(self) -> dict[str, int]:
+        """Bytes since cuda_attach(): engine_bytes moved by copy engines, kernel_bytes by a kernel,
+        staged_bytes of both through staging memory, pinned_bytes of the arena now."""
+        stats = _lib.CudaStats(ctypes.sizeof(_lib.CudaStats))
+        status = self._call(lib.kvt_cuda_stats, ctypes.byref(stats))
+        if status != _OK:
+            self._fail(status, "cuda_stats")
+        return {name: getattr(stats, name) for name, _ in stats._fields_[1:]}
+
     # ---- submit ----------------------------------------------------------------------------
 
     def _submit(self, op: Op, function: Callable[..., int], *args: Any) -> Op:
+        """args: all between the session and the op's id."""
         with self._cond:
             if self._closing or self._forked:
                 self._check()
-            status = function(self._session, *args, None, self._id_p)
+            status = function(self._session, *args, self._id_p)
             if status == _OK:
                 op.id = self._id.value
                 self._ops[op.id] = op
@@ -283,48 +309,60 @@ class Client:
             op.where = np.zeros(n, np.uint8)
             address = address_of(op.where)
         return self._submit(op, lib.kvt_lookup, namespace, pointer, n,
-                            _lib.LEASE if lease_ms is not None else 0, lease_ms or 0, address)
+                            _lib.LEASE if lease_ms is not None else 0, lease_ms or 0, address,
+                            None)
 
-    def _submit_transfer(self, kind: str, function: Callable[..., int], namespace: int, keys: Keys,
-                         layouts: Layouts, parent: bytes | None, flags: int, deadline_ns: int,
-                         statuses: np.ndarray | None, context: Any, queued: bool) -> Op:
+    def _submit_transfer(self, op: Op, namespace: int, keys: Keys, layouts: Layouts,
+                         parent: bytes | None, flags: int, deadline_ns: int,
+                         statuses: np.ndarray | None, stream: int | None) -> Op:
+        kind = op.kind
         pointer, n, held = _keys(keys, parent)
-        n_items = n - (parent is not None)
-        if len(layouts) != n_items:
-            raise InvalidError(f"{kind}: memory for {len(layouts)} chunks, keys of {n_items}")
-        op = Op(kind, context, (held, layouts.keep), queued)
-        op.n_items = n_items
-        op.statuses = _statuses(statuses, n_items)
-        return self._submit(op, function, namespace, pointer, n,
-                            address_of(layouts.array),
-                            flags | (_lib.PARENT if parent is not None else 0), deadline_ns,
-                            address_of(op.statuses))
+        op.n_items = n - (parent is not None)
+        if len(layouts) != op.n_items:
+            raise InvalidError(f"{kind}: memory for {len(layouts)} chunks, keys of {op.n_items}")
+        if layouts.on_gpu is not None and layouts.on_gpu != (stream is not None):
+            raise InvalidError(f"{kind}: memory of a GPU needs the stream argument" if layouts.on_gpu
+                               else f"{kind}: a stream, but memory of the host")
+        op._keep = held, layouts.keep
+        op.statuses = _statuses(statuses, op.n_items)
+        args = (namespace, pointer, n, address_of(layouts.array),
+                flags | (_lib.PARENT if parent is not None else 0), deadline_ns,
+                address_of(op.statuses), None)
+        host, gpu = _TRANSFERS[kind]
+        if stream is None:
+            return self._submit(op, host, *args)
+        return self._submit(op, gpu, *args, stream)
 
     def submit_store(self, namespace: int, keys: Keys, memory: Memory, *,
                      parent: bytes | None = None, durable: bool = False, deadline_ns: int = 0,
-                     statuses: np.ndarray | None = None, context: Any = None,
-                     queued: bool = True) -> Op:
+                     statuses: np.ndarray | None = None, stream: int | None = None,
+                     context: Any = None, queued: bool = True) -> Op:
         """Store chunks. memory: of each key's chunk, read until the op is over. parent: key of the
         chunk before the first one. durable: over when the chunks are on NVMe. deadline_ns: how
         long to wait for room (CLOCK_MONOTONIC; 0: not at all). statuses: int32 array to be used
         instead of a new one. Items that end as OK or EXISTS are held. Raises as submit_lookup().
+
+        stream: for memory of the GPU that was given to cuda_attach(): a cudaStream_t as a number
+        (torch.cuda.current_stream().cuda_stream; 0: the default stream). The copy comes after all
+        work queued there before this call; work queued after the op was polled comes after the
+        copy. None: memory of the host.
         """
-        return self._submit_transfer("store", lib.kvt_store, namespace, keys, layouts_of(memory),
-                                     parent, _lib.DURABLE if durable else 0, deadline_ns,
-                                     statuses, context, queued)
+        return self._submit_transfer(
+            Op("store", context, None, queued), namespace, keys, layouts_of(memory), parent,
+            _lib.DURABLE if durable else 0, deadline_ns, statuses, stream)
 
     def submit_load(self, namespace: int, keys: Keys, memory: Memory, *,
                     parent: bytes | None = None, deadline_ns: int = 0,
-                    statuses: np.ndarray | None = None, context: Any = None,
-                    queued: bool = True) -> Op:
+                    statuses: np.ndarray | None = None, stream: int | None = None,
+                    context: Any = None, queued: bool = True) -> Op:
         """Load chunks into memory, which is written until the op is over and undefined where an
         item's status is not OK. deadline_ns: CLOCK_MONOTONIC; what has not come by then is
-        TIMEOUT; 0: in 30 s. Raises as submit_lookup()."""
+        TIMEOUT; 0: in 30 s. stream: as in submit_store(). Raises as submit_lookup()."""
         layouts = layouts_of(memory)
         if layouts.readonly:
             raise InvalidError("load: memory that is read only")
-        return self._submit_transfer("load", lib.kvt_load, namespace, keys, layouts, parent, 0,
-                                     deadline_ns, statuses, context, queued)
+        return self._submit_transfer(Op("load", context, None, queued), namespace, keys, layouts,
+                                     parent, 0, deadline_ns, statuses, stream)
 
     def submit_prefetch(self, namespace: int, keys: Keys, *, parent: bytes | None = None,
                         deadline_ns: int = 0, statuses: np.ndarray | None = None,
@@ -336,7 +374,7 @@ class Client:
         op.statuses = _statuses(statuses, op.n_items)
         return self._submit(op, lib.kvt_prefetch, namespace, pointer, n,
                             _lib.PARENT if parent is not None else 0, deadline_ns,
-                            address_of(op.statuses))
+                            address_of(op.statuses), None)
 
     # ---- completions -----------------------------------------------------------------------
 
@@ -480,20 +518,22 @@ class Client:
                                                queued=False))
 
     def store(self, namespace: int, keys: Keys, memory: Memory, *, parent: bytes | None = None,
-              durable: bool = False, timeout: float = 0, statuses: np.ndarray | None = None) -> Op:
+              durable: bool = False, timeout: float = 0, statuses: np.ndarray | None = None,
+              stream: int | None = None) -> Op:
         """submit_store() and wait. timeout: seconds to wait for room."""
         deadline_ns = time.monotonic_ns() + int(timeout * 1e9) if timeout > 0 else 0
         return self._finish(self.submit_store(namespace, keys, memory, parent=parent,
                                               durable=durable, deadline_ns=deadline_ns,
-                                              statuses=statuses, queued=False))
+                                              statuses=statuses, stream=stream, queued=False))
 
     def load(self, namespace: int, keys: Keys, memory: Memory, *, parent: bytes | None = None,
-             timeout: float = 30, statuses: np.ndarray | None = None) -> Op:
+             timeout: float = 30, statuses: np.ndarray | None = None,
+             stream: int | None = None) -> Op:
         """submit_load() and wait. timeout: seconds after which what has not come is TIMEOUT."""
         deadline_ns = time.monotonic_ns() + max(int(timeout * 1e9), 1)
         return self._finish(self.submit_load(namespace, keys, memory, parent=parent,
                                              deadline_ns=deadline_ns, statuses=statuses,
-                                             queued=False))
+                                             stream=stream, queued=False))
 
     def prefetch(self, namespace: int, keys: Keys, *, parent: bytes | None = None,
                  timeout: float = 30) -> Op:

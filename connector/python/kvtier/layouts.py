@@ -30,16 +30,18 @@ def address_of(array: np.ndarray) -> int:
 class Layouts:
     """Memory of n chunks. Addresses are taken as they are: what they name must stay mapped, and
     for a load writable, until the op was polled or canceled. `keep` is what owns that memory; ops
-    hold it until they are over."""
+    hold it until they are over. on_gpu: known to be memory of a GPU, which transfers take with
+    their stream argument only; where it is not known (addresses) the stream argument decides."""
 
-    __slots__ = ("array", "keep", "readonly", "_extents")
+    __slots__ = ("array", "keep", "readonly", "on_gpu", "_extents")
 
     def __init__(self, array: np.ndarray, keep: Any = None, readonly: bool = False,
-                 extents: np.ndarray | None = None) -> None:
+                 extents: np.ndarray | None = None, on_gpu: bool | None = None) -> None:
         """array: C-contiguous, of dtype LAYOUT. extents: what `array` points to, if anything."""
         if array.dtype != LAYOUT or array.ndim != 1 or not array.flags.c_contiguous:
             raise InvalidError("layouts: not a contiguous one-dimensional array of LAYOUT")
         self.array, self.keep, self.readonly, self._extents = array, keep, readonly, extents
+        self.on_gpu = on_gpu
 
     def __len__(self) -> int:
         return len(self.array)
@@ -82,17 +84,19 @@ class Layouts:
 
     @classmethod
     def of_buffers(cls, buffers: Iterable[Any]) -> Layouts:
-        """A chunk per object: NumPy array, CPU tensor, or anything with the buffer protocol.
+        """A chunk per object: NumPy array, tensor (all of the CPU, or all of one GPU), or anything
+        with the buffer protocol.
 
         Any strides will do; a chunk's bytes are the elements in logical (C) order, so that views
         of one shape and element type hold the same chunk whatever their strides are.
         """
         owners = list(buffers)
         array = np.zeros(len(owners), LAYOUT)
-        lists, readonly = [], False
+        lists, readonly, devices = [], False, set()
         for i, owner in enumerate(owners):
             base, dims, item_bytes, fixed = _view(owner)
             readonly |= fixed
+            devices.add(_device(owner))
             loops, run = _loops(dims, item_bytes)
             entry = array[i]
             if len(loops) > 2:
@@ -101,7 +105,10 @@ class Layouts:
             entry["base"], entry["bytes"] = base, run
             (entry["n_outer"], entry["outer_stride"]), (entry["n_inner"], entry["inner_stride"]) = \
                 ([(1, 0)] * 2 + loops)[-2:]
-        return cls(array, owners, readonly, _extents_into(array, lists))
+        if len(devices) > 1:
+            raise InvalidError(f"layouts: memory of several devices ({', '.join(sorted(devices))})"
+                               " in one call")
+        return cls(array, owners, readonly, _extents_into(array, lists), "cpu" not in devices)
 
 
 #: What calls take as the memory of their chunks.
@@ -117,12 +124,19 @@ def layouts_of(memory: Memory) -> Layouts:
     return Layouts.of_buffers(memory)
 
 
+def _device(owner: Any) -> str:
+    device = getattr(owner, "device", None) if hasattr(owner, "data_ptr") else None
+    if device is None or device.type == "cpu":
+        return "cpu"
+    if device.type != "cuda":
+        raise InvalidError(f"layouts: a tensor on {device}; only memory of the host and of CUDA "
+                           "devices can be named")
+    return str(device)
+
+
 def _view(owner: Any) -> tuple[int, list[tuple[int, int]], int, bool]:
     """(address, [(length, stride in bytes)], bytes of an element, read only)"""
     if hasattr(owner, "data_ptr") and hasattr(owner, "element_size"):
-        device = getattr(owner, "device", None)
-        if device is not None and getattr(device, "type", "cpu") != "cpu":
-            raise InvalidError(f"layouts: a tensor on {device}; only host memory can be named")
         item = owner.element_size()
         return (owner.data_ptr(), [(n, s * item) for n, s in zip(owner.shape, owner.stride())],
                 item, False)
