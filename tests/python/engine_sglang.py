@@ -8,6 +8,7 @@ backup, hit query and prefetch are the controller's own, between its host pool a
 import importlib.machinery
 import itertools
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -77,7 +78,8 @@ class Server:
     """What a server has between its radix cache and the storage."""
 
     def __init__(self, case, layout="page_first", mla=False, dtype=torch.bfloat16, tp=(0, 1),
-                 model="m", zero_copy=True, **extra):
+                 model="m", zero_copy=True, heads=(2, 8), **extra):
+        """heads: their number and size, which make a page's bytes."""
         extra = {"kvtier_revision": "weights", **extra}
         sizes = get_parallel().override(
             tp_rank=tp[0], tp_size=tp[1], pp_rank=0, pp_size=1, attn_tp_rank=tp[0],
@@ -93,7 +95,8 @@ class Server:
                     device._mla_buffer_info(), 2.0, 0, PAGE, layout, pin_memory=False,
                     target_layer_num=3, **capacity)
             else:
-                device = MHATokenToKVPool(head_num=2, head_dim=8, enable_alt_stream=False, **common)
+                device = MHATokenToKVPool(head_num=heads[0], head_dim=heads[1],
+                                          enable_alt_stream=False, **common)
                 self.host = MHATokenToKVPoolHost(device._mha_buffer_info(), 2.0, 0, PAGE, layout,
                                                  pin_memory=False, **capacity)
             allocator = types.SimpleNamespace(get_kvcache=lambda: device)
@@ -279,6 +282,105 @@ class SGLang(TestCase):
         server.controller.prefetch_buffer.put(op)
         self.assertEqual(server.controller.ack_prefetch_queue.get(timeout=WAIT_S).completed_tokens,
                          0)
+        self.assertTrue(all(server.threads()))
+
+    def test_agent_killed_in_mid_store_and_load(self):
+        """What the controller was told came is right, and nothing is written afterwards."""
+        n = 96 * PAGE
+        server = Server(self, heads=(8, 64), kvtier_load_timeout_ms=3000)
+        indices, key = server.fill(n), RadixKey(tokens(n))
+        wanted, names = server.pages(indices), page_hashes(key)
+        to = server.host.alloc(n)
+        counts = []
+        self.addCleanup(sys.setswitchinterval, sys.getswitchinterval())
+        sys.setswitchinterval(2e-5)  # kill when it is time, not when a call lets go of the GIL
+
+        def kill(delay_s):
+            time.sleep(delay_s)
+            self.agent.process.kill()
+
+        for turn in range(16):
+            deadline = time.monotonic() + WAIT_S
+            while turn % 2 and not all(server.storage.batch_set_v1(names, indices)):
+                self.assertLess(time.monotonic(), deadline)  # a new agent's arena grows
+            call, memory, step_s = ((server.storage.batch_set_v1, indices, 4e-3),
+                                    (server.storage.batch_get_v1, to, 3e-4))[turn % 2]
+            killer = threading.Thread(target=kill, args=[turn // 2 * step_s])
+            killer.start()
+            began = time.monotonic()
+            answer = call(names, memory)
+            self.assertLess(time.monotonic() - began, 10)
+            killer.join()
+            self.agent.kill()
+            self.assertEqual((len(answer), {type(one) for one in answer}), (len(names), {bool}))
+            counts.append(sum(answer))
+            if turn % 2:
+                came = server.pages(to)
+                good = [i for i, ok in enumerate(answer) if ok]
+                self.same([wanted[i] for i in good], [came[i] for i in good])
+                for i in range(0, n, PAGE):
+                    server.host.set_from_flat_data_page(int(to[i]), torch.zeros_like(came[0]))
+            self.agent.start()
+            self.assertTrue(server.storage._client.connect_wait(WAIT_S))
+            self.assertFalse(any(bool(page.any()) for page in server.pages(to)))
+        print(f"# pages that came before the agent was killed: {counts}", file=sys.stderr)
+        self.same(wanted, server.pages(indices))
+        server.host.free(to)
+        while server.backup(RadixKey(tokens(n)), indices) < n:
+            self.assertLess(time.monotonic(), deadline)
+        self.assertEqual(server.prefetch(RadixKey(tokens(n)))[2], n)
+        self.assertTrue(all(server.threads()))
+
+    def test_slow_agent(self):
+        """Each call ends in its time, and the server goes on when the agent does."""
+        server = Server(self, kvtier_load_timeout_ms=300, kvtier_store_timeout_ms=300)
+        indices, names = server.fill(512), page_hashes(RadixKey(tokens(512)))
+        self.assertEqual(server.backup(RadixKey(tokens(512)), indices), 512)
+        to = server.host.alloc(512)
+        self.agent.signal(signal.SIGSTOP)
+        for call, answer in ((lambda: server.storage.batch_get_v1(names, to), [False] * 8),
+                             (lambda: server.storage.batch_exists(names), 0),
+                             (lambda: server.backup(RadixKey(tokens(512)), indices), 0),
+                             (lambda: server.prefetch(RadixKey(tokens(512)))[0], 0)):
+            began = time.monotonic()
+            self.assertEqual(call(), answer)
+            self.assertLess(time.monotonic() - began, 10)
+        for i in range(0, 512, PAGE):
+            page = server.host.get_data_page(int(to[i]))
+            server.host.set_from_flat_data_page(int(to[i]), torch.zeros_like(page))
+        self.agent.signal(signal.SIGCONT)
+        self.assertTrue(server.storage._client.connect_wait(WAIT_S))
+        self.assertTrue(server.storage._client.ping(WAIT_S))
+        self.assertFalse(any(bool(page.any()) for page in server.pages(to)))
+        self.assertEqual(server.prefetch(RadixKey(tokens(512)))[2], 512)
+        self.assertTrue(all(server.threads()))
+
+    def test_full_agent(self):
+        """Everything in it is leased: a store waits its time, and then is no error."""
+        server = Server(self, heads=(8, 64), kvtier_store_timeout_ms=200)
+        n = 128 * PAGE
+        indices = server.fill(n)
+        client = server.storage._client
+        leased, first = [], 0
+        while True:
+            key = RadixKey(tokens(n, first))
+            stored = server.backup(key, indices)
+            held = client.lookup(server.storage._handle,
+                                 b"".join(map(bytes.fromhex, page_hashes(key))), lease_ms=60000)
+            leased.append(held.lease)
+            if stored < n:
+                break
+            first += 1
+            self.assertLess(first, 20)
+        self.assertGreater(server.storage.counts["unstored"], 0)
+        began = time.monotonic()
+        late = RadixKey(tokens(PAGE * 8, 1000))
+        self.assertEqual(server.backup(late, indices[:PAGE * 8]), 0)
+        self.assertLess(time.monotonic() - began, 2)
+        self.assertEqual(server.prefetch(RadixKey(tokens(n)))[2], n)  # what is held is served
+        for lease in leased:
+            client.release(lease, WAIT_S)
+        self.assertEqual(server.backup(late, indices[:PAGE * 8]), PAGE * 8)
         self.assertTrue(all(server.threads()))
 
     def test_nothing_raises_and_nothing_is_none(self):

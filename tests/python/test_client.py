@@ -2,8 +2,10 @@
 """kvtier.Client against a real agent."""
 
 import array
+import copy
 import gc
 import os
+import pickle
 import select
 import signal
 import threading
@@ -98,6 +100,19 @@ class Calls(TestCase):
         with self.assertRaisesRegex(kvtier.InvalidError, "int32"):
             client.load(ns, key(1), [np.zeros(CHUNK, np.uint8)], statuses=np.zeros(1, np.int64))
         self.assertIsInstance(kvtier.InvalidError("x"), ValueError)
+
+    def test_pickling(self):
+        client = self.client()
+        for spoil in (pickle.dumps, copy.copy, copy.deepcopy):
+            with self.assertRaisesRegex(TypeError, "open one where it is needed"):
+                spoil(client)
+        for err in (kvtier.InvalidError("keys: none"), kvtier.UnreachableError("gone"),
+                    kvtier.KVTierError("cuda", Status.NOTSUP)):
+            back = pickle.loads(pickle.dumps(err))
+            self.assertEqual((type(back), str(back), back.status), (type(err), str(err),
+                                                                    err.status))
+        ns = namespace(salt="x")
+        self.assertEqual(pickle.loads(pickle.dumps(ns)), ns)
 
     def test_given_statuses(self):
         client = self.client()

@@ -187,6 +187,10 @@ class Client:
             warnings.warn("kvtier.Client was not closed", ResourceWarning, stacklevel=2)
             self.close()
 
+    def __reduce__(self) -> Any:
+        raise TypeError("kvtier.Client: a session belongs to its process and cannot be pickled or "
+                        "copied; open one where it is needed")
+
     def _after_fork(self) -> None:
         """In the child. Locks may be held by threads that are not there any more."""
         self._forked = True
