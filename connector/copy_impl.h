@@ -5,6 +5,7 @@
  */
 #include "copy.h"
 
+#include <sched.h>
 #include <string.h>
 
 #define XXH_INLINE_ALL
@@ -70,8 +71,15 @@ static inline void copy_prefetch(const struct kvt_runs *runs)
         __builtin_prefetch(runs->addr + at, 0, 3);
 }
 
-static inline bool copy_stopped(const struct kvt_copy_stop *stop)
+/*
+ * Asked before every block. Between two of them a copy also gives way to the engine's threads and
+ * to the agent: with few cores they would wait for it up to the scheduler's next tick, some
+ * milliseconds. With nobody waiting that is one short call for 256 KiB.
+ */
+static inline bool copy_stopped(const struct kvt_copy_stop *stop, bool is_first)
 {
+    if (!is_first)
+        sched_yield();
     return atomic_load_explicit(stop->flag, memory_order_relaxed) != 0 ||
            (stop->deadline_ns != UINT64_MAX && kvt_now_ns() > stop->deadline_ns);
 }
@@ -115,7 +123,7 @@ static bool copy_store(void *dst, const kvtier_layout *src, uint32_t n_segments,
         XXH3_64bits_reset(&state);
         for (uint64_t left = segment_bytes; left > 0;) {
             if (unchecked >= KVT_COPY_BLOCK_BYTES) {
-                if (copy_stopped(stop)) {
+                if (copy_stopped(stop, to == dst)) {
                     copy_fence();
                     return false;
                 }
@@ -139,7 +147,7 @@ static bool copy_hash(const void *src, uint32_t n_segments, uint64_t segment_byt
     const char *at = src;
     uint64_t unchecked = KVT_COPY_BLOCK_BYTES;
     for (uint32_t i = 0; i < n_segments; i++) {
-        if (unchecked >= KVT_COPY_BLOCK_BYTES && copy_stopped(stop))
+        if (unchecked >= KVT_COPY_BLOCK_BYTES && copy_stopped(stop, at == src))
             return false;
         unchecked = unchecked >= KVT_COPY_BLOCK_BYTES ? segment_bytes : unchecked + segment_bytes;
         sums[i] = XXH3_64bits(at, segment_bytes);
@@ -157,7 +165,7 @@ static bool copy_load(const kvtier_layout *dst, const void *src, uint64_t bytes,
 
     kvt_runs_init(&runs, dst);
     while (bytes > 0) {
-        if (copy_stopped(stop)) {
+        if (copy_stopped(stop, from == src)) {
             whole = false;
             break;
         }

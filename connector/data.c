@@ -3,6 +3,7 @@
 #include "session.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -232,6 +233,7 @@ void kvt_job_run(struct kvt_worker *w)
     size_t indexes_bytes = ((size_t)w->n * sizeof(uint32_t) + 7) & ~(size_t)7;
     uint64_t *sums = (uint64_t *)(void *)((unsigned char *)indexes + indexes_bytes);
 
+    sched_yield(); /* as copies do between their blocks */
     for (uint32_t i = 0; i < w->n; i++) {
         indexes[i] = w->items[i];
         if (w->lane == NULL)

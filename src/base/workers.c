@@ -2,6 +2,7 @@
 #include "kvt/workers.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -41,8 +42,10 @@ static void *worker_thread(void *arg)
 {
     struct kvt_workers *workers = arg;
     struct kvt_job *job;
-    while ((job = job_wait(workers)) != NULL)
+    while ((job = job_wait(workers)) != NULL) {
         job->run(job);
+        sched_yield(); /* who answers clients does not wait for the whole queue, or the next tick */
+    }
     return NULL;
 }
 

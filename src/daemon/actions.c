@@ -7,7 +7,6 @@
 #include "kvt/util.h"
 
 #define META_BATCH 256
-#define ROUNDS_MAX 4 /* of collecting before sessions get their turn again */
 
 bool actions_init(struct agent *agent, uint32_t n_ios_max, uint32_t n_nvme_slabs)
 {
@@ -61,21 +60,15 @@ static void ios_push(struct agent *agent)
     }
 }
 
-bool actions_collect_io(struct agent *agent)
+/* Collecting takes one batch: more makes the event readable again, and sessions get their turn. */
+void actions_collect_io(struct agent *agent)
 {
     struct kvt_io *done[IO_BATCH];
-    bool any = false;
-    for (unsigned round = 0; round < ROUNDS_MAX; round++) {
-        unsigned n = agent->nvme->ops->poll(agent->nvme, done, IO_BATCH);
-        for (unsigned i = 0; i < n; i++) {
-            metrics_io_end(&agent->metrics, done[i], agent->now_ns);
-            kvt_core_io_done(agent->core, done[i], agent->now_ns);
-        }
-        any = any || n > 0;
-        if (n < IO_BATCH)
-            break;
+    unsigned n = agent->nvme->ops->poll(agent->nvme, done, IO_BATCH);
+    for (unsigned i = 0; i < n; i++) {
+        metrics_io_end(&agent->metrics, done[i], agent->now_ns);
+        kvt_core_io_done(agent->core, done[i], agent->now_ns);
     }
-    return any;
 }
 
 /* --- metadata --------------------------------------------------------------------------------- */
@@ -141,19 +134,12 @@ void actions_push(struct agent *agent)
     }
 }
 
-bool actions_collect_meta(struct agent *agent)
+void actions_collect_meta(struct agent *agent)
 {
     struct kvt_meta_done done[META_BATCH];
-    bool any = false;
-    for (unsigned round = 0; round < ROUNDS_MAX; round++) {
-        unsigned n = kvt_meta_poll(agent->meta, done, META_BATCH);
-        for (unsigned i = 0; i < n; i++)
-            kvt_core_meta_done(agent->core, done[i].token, done[i].status, agent->now_ns);
-        any = any || n > 0;
-        if (n < META_BATCH)
-            break;
-    }
-    return any;
+    unsigned n = kvt_meta_poll(agent->meta, done, META_BATCH);
+    for (unsigned i = 0; i < n; i++)
+        kvt_core_meta_done(agent->core, done[i].token, done[i].status, agent->now_ns);
 }
 
 /* --- answers ---------------------------------------------------------------------------------- */

@@ -142,10 +142,10 @@ void agent_status_tell(struct agent *agent);
 extern const struct kvt_core_actions agent_actions;
 bool actions_init(struct agent *agent, uint32_t n_ios_max, uint32_t n_nvme_slabs);
 void actions_fini(struct agent *agent);
-/* Hand what waits to the tiers; collect what they have done. True: something was done. */
+/* Hand what waits to the tiers; collect some of what they have done. */
 void actions_push(struct agent *agent);
-bool actions_collect_io(struct agent *agent);
-bool actions_collect_meta(struct agent *agent);
+void actions_collect_io(struct agent *agent);
+void actions_collect_meta(struct agent *agent);
 
 /* slabs.c */
 enum kvt_status slabs_start(struct agent *agent, struct kvt_error *err) KVT_MUST_CHECK;

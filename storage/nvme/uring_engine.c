@@ -15,6 +15,13 @@
 
 #define RETRIES_MAX 16 /* of one transfer, when the kernel says not now */
 
+/*
+ * The kernel takes several microseconds to take a request, and more for a large one. What is told
+ * to it at once is bounded, so that clients hear from the reactor in between.
+ */
+#define ENTER_REQUESTS 32
+#define ENTER_BYTES    (UINT64_C(4) << 20)
+
 struct nvme_uring {
     struct io_uring ring;
     unsigned n_entries;
@@ -24,8 +31,10 @@ struct nvme_uring {
     bool has_fixed_headers;
     /* Transfers with parts not yet in the ring. Somebody waits for a read: they go first. */
     struct nvme_list waiting[2];
-    unsigned n_at_disk;  /* transfers with parts in flight */
-    uint64_t read_bytes; /* in flight */
+    unsigned n_at_disk;   /* transfers with parts in flight */
+    unsigned n_enter;     /* what may still be told before the reactor comes again */
+    uint64_t enter_bytes; /* likewise */
+    uint64_t read_bytes;  /* in flight */
     /* Set by the registering thread (release) once the kernel took it; read (acquire) at a start.
      */
     _Atomic bool *is_registered;
@@ -79,6 +88,8 @@ static void part_queue(struct nvme_tier *tier, struct nvme_xfer *xfer, unsigned 
         io_uring_sqe_set_flags(sqe, IOSQE_FIXED_FILE);
     io_uring_sqe_set_data64(sqe, tag_make((uint64_t)(xfer - tier->xfers), part, n_pages_done));
     uring->n_inflight++;
+    uring->n_enter -= KVT_MIN(uring->n_enter, 1u);
+    uring->enter_bytes -= KVT_MIN(uring->enter_bytes, (uint64_t)len);
     xfer->n_inflight++;
     if (io->type == KVT_IO_READ)
         uring->read_bytes += len;
@@ -99,9 +110,12 @@ static bool disk_has_room(const struct nvme_tier *tier, const struct nvme_xfer *
     return xfer->io->type != KVT_IO_READ || uring->read_bytes < tier->read_bytes_max;
 }
 
-static void waiting_pump(struct nvme_tier *tier, struct nvme_list *waiting)
+/* False: more could go. */
+static bool waiting_pump(struct nvme_tier *tier, struct nvme_list *waiting)
 {
     while (waiting->head != NULL && disk_has_room(tier, waiting->head)) {
+        if (tier->uring->n_enter == 0 || tier->uring->enter_bytes == 0)
+            return false;
         struct nvme_xfer *xfer = waiting->head;
         if (xfer->next_part == 0)
             tier->uring->n_at_disk++;
@@ -109,14 +123,21 @@ static void waiting_pump(struct nvme_tier *tier, struct nvme_list *waiting)
         if (xfer->next_part == xfer->n_parts)
             (void)nvme_list_pop(waiting);
     }
+    return true;
 }
 
-/* Put parts of waiting transfers into the ring while it has room, and tell the kernel once. */
+/*
+ * Put parts of waiting transfers into the ring while it has room, and tell the kernel once. What
+ * is too much for once goes when the reactor comes again, which the event sees to.
+ */
 static void uring_pump(struct nvme_tier *tier)
 {
     struct nvme_uring *uring = tier->uring;
-    for (unsigned i = 0; i < KVT_ARRAY_LEN(uring->waiting); i++)
-        waiting_pump(tier, &uring->waiting[i]);
+    bool all = true;
+    for (unsigned i = 0; i < KVT_ARRAY_LEN(uring->waiting) && all; i++)
+        all = waiting_pump(tier, &uring->waiting[i]);
+    if (!all)
+        (void)eventfd_write(tier->event_fd, 1);
     if (io_uring_sq_ready(&uring->ring) == 0)
         return;
     /* Refused for now (memory, a signal): what stays in the ring goes with the next call, which
@@ -195,6 +216,8 @@ static void uring_reap(struct nvme_tier *tier)
         io_uring_cqe_seen(&uring->ring, cqe);
         part_ended(tier, tag, res);
     }
+    uring->n_enter = ENTER_REQUESTS;
+    uring->enter_bytes = ENTER_BYTES;
     uring_pump(tier);
 }
 
@@ -248,6 +271,8 @@ int nvme_uring_open(struct nvme_tier *tier)
     for (unsigned i = 0; i < KVT_ARRAY_LEN(uring->waiting); i++)
         nvme_list_init(&uring->waiting[i]);
     uring->is_registered = calloc(tier->n_arena_slabs, sizeof(*uring->is_registered));
+    uring->n_enter = ENTER_REQUESTS;
+    uring->enter_bytes = ENTER_BYTES;
     uring->n_entries = 64;
     while (uring->n_entries < 4 * tier->queue_depth && uring->n_entries < 1024)
         uring->n_entries *= 2;

@@ -51,6 +51,30 @@ START_TEST(a_ring_with_room_takes_what_it_is_given)
 }
 END_TEST
 
+/* Each batch is submitted when the one before is done: whoever sleeps although there is work is
+ * woken by nobody else, and the test hangs. */
+START_TEST(no_wake_is_lost)
+{
+    struct item items[3];
+    for (unsigned n_threads = 1; n_threads <= 3; n_threads++) {
+        struct kvt_workers *workers = NULL;
+        struct kvt_ring *back = kvt_ring_create(4);
+        ck_assert_int_eq(kvt_workers_create(n_threads, 4, &workers, NULL), KVT_OK);
+        for (unsigned round = 0; round < ROUNDS / 2; round++) {
+            unsigned n = 1 + round % 3;
+            for (unsigned i = 0; i < n; i++) {
+                items[i] = (struct item){.job.run = item_run, .back = back};
+                ck_assert(kvt_workers_submit(workers, &items[i].job));
+            }
+            while (n > 0)
+                n -= kvt_ring_pop(back) != NULL;
+        }
+        kvt_workers_destroy(workers);
+        kvt_ring_destroy(back);
+    }
+}
+END_TEST
+
 START_TEST(a_full_ring_says_so)
 {
     int things[5];
@@ -92,6 +116,7 @@ int main(void)
     TCase *tcase = tcase_create("rings");
     tcase_set_timeout(tcase, 120);
     tcase_add_test(tcase, a_ring_with_room_takes_what_it_is_given);
+    tcase_add_test(tcase, no_wake_is_lost);
     tcase_add_test(tcase, a_full_ring_says_so);
     tcase_add_test(tcase, destroying_runs_what_was_submitted);
     suite_add_tcase(suite, tcase);
