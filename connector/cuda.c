@@ -262,8 +262,10 @@ static enum kvt_status cuda_open(struct kvt_session *s, const kvtier_cuda *optio
 {
     uint32_t n_threads = options->n_threads != 0 ? options->n_threads : THREADS_DEFAULT;
     struct kvt_cuda *cuda = calloc(1, sizeof(*cuda));
-    if (cuda == NULL)
-        return kvt_error_set(err, KVT_ERR_NOMEM, "cuda: no memory");
+    if (cuda == NULL) {
+        kvt_error_set(err, KVT_ERR_NOMEM, "cuda: no memory");
+        return KVT_ERR_NOMEM;
+    }
     enum kvt_status status = kvt_cuda_device_open(&cuda->device, options, err);
     if (status != KVT_OK)
         goto err_free;

@@ -126,7 +126,7 @@ static enum kvt_status pieces_copy(struct kvt_lane *lane, const struct host_side
             i++;
         }
     }
-    if (status == KVT_OK)
+    if (status == KVT_OK && has_batch)
         status = batch_flush(lane);
     lane->n_batch = 0;
     atomic_fetch_add_explicit(&lane->device->n_engine_bytes, plan->bytes, memory_order_relaxed);

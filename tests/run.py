@@ -234,10 +234,19 @@ def gcc_build(report):
 
 def clang_build(report):
     if not hasattr(clang_build, "build"):
-        clang_build.build = Build(report, "clang", ["-Dcuda=disabled", "-Dwerror=true"],
+        clang_build.build = Build(report, "clang", ["-Dcuda=auto", "-Dwerror=true"],
                                   {"CC": tool("clang")})
         clang_build.build.make()
     return clang_build.build
+
+
+def noagent_build(report):
+    """Also without CUDA: all that an engine's machine needs is a C compiler and xxHash."""
+    if not hasattr(noagent_build, "build"):
+        noagent_build.build = Build(report, "noagent", ["-Dagent=disabled", "-Dcuda=disabled",
+                                                        "-Dwerror=true"], {"CC": "gcc"})
+        noagent_build.build.make()
+    return noagent_build.build
 
 
 def part_unit(report):
@@ -259,9 +268,8 @@ def part_clang(report):
 
 
 def part_noagent(report):
-    build = Build(report, "noagent", ["-Dagent=disabled", "-Dcuda=auto", "-Dwerror=true"],
-                  {"CC": "gcc"})
-    if build.make():
+    build = noagent_build(report)
+    if build.ok:
         build.test()
 
 
@@ -270,7 +278,7 @@ def suppressions(name):
 
 
 def part_asan(report):
-    build = Build(report, "asan", ["-Dcuda=disabled", "-Db_sanitize=address,undefined"],
+    build = Build(report, "asan", ["-Dcuda=auto", "-Db_sanitize=address,undefined"],
                   {"CC": tool("clang")})
     if build.make():
         build.test(skip=WHOLE_PROGRAM_SUITES, multiple=4, env={
@@ -280,7 +288,7 @@ def part_asan(report):
 
 
 def part_tsan(report):
-    build = Build(report, "tsan", ["-Dcuda=disabled", "-Db_sanitize=thread"],
+    build = Build(report, "tsan", ["-Dcuda=auto", "-Db_sanitize=thread"],
                   {"CC": tool("clang")})
     if build.make():
         build.test(only=THREADED_SUITES, multiple=8, env={
@@ -289,16 +297,21 @@ def part_tsan(report):
 
 
 def part_tidy(report):
-    build = clang_build(report)
-    if not build.ok:
-        return
-    with open(os.path.join(build.dir, "compile_commands.json"), encoding="utf-8") as file:
-        entries = json.load(file)
-    files = sorted({os.path.realpath(os.path.join(e["directory"], e["file"])) for e in entries})
-    files = [f for f in files if f.startswith(ROOT + "/") and f.endswith(".c")]
+    """Every file of the repository that some build compiles, once, as that build compiles it."""
+    build_of = {}
+    for build in (clang_build(report), noagent_build(report)):
+        if not build.ok:
+            report.line(f"left out: the files of the {build.name} build, which failed")
+            continue
+        with open(os.path.join(build.dir, "compile_commands.json"), encoding="utf-8") as file:
+            for entry in json.load(file):
+                path = os.path.realpath(os.path.join(entry["directory"], entry["file"]))
+                build_of.setdefault(path, build.dir)
+    sources = {os.path.realpath(os.path.join(ROOT, f)) for f in tracked(".c")}
+    files = sorted(sources & build_of.keys())
     began = time.monotonic()
     n_bad, logs = 0, []
-    jobs = [(f, lambda f=f: command([tool("clang-tidy"), "--quiet", "-p", build.dir, f],
+    jobs = [(f, lambda f=f: command([tool("clang-tidy"), "--quiet", "-p", build_of[f], f],
                                     timeout_s=600)) for f in files]
     for _, (status, out) in parallel(jobs):
         if status != 0 or "warning:" in out:
@@ -392,7 +405,7 @@ PARTS = {
     "unit": (part_unit, "gcc build; unit, contract, simulation and daemon tests"),
     "robust": (part_robust, "gcc build; kills, damage, hostile clients against real programs"),
     "clang": (part_clang, "clang build and its tests"),
-    "noagent": (part_noagent, "the build without the agent"),
+    "noagent": (part_noagent, "the build without agent and CUDA, and its tests"),
     "asan": (part_asan, "address and undefined behaviour sanitizers"),
     "tsan": (part_tsan, "thread sanitizer over the threaded suites"),
     "tidy": (part_tidy, "clang-tidy over every compiled file"),

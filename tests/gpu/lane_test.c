@@ -155,11 +155,14 @@ static void cell_extent(void *arg, uint64_t cache_offset, uint64_t chunk_offset,
 {
     struct trial *t = arg;
     char *addr = (char *)(uintptr_t)t->cache + cache_offset; /* NOLINT: of the GPU */
-    kvtier_extent *last = t->n_extents > 0 ? &t->extents[t->n_extents - 1] : NULL;
-    if (t->merged && last != NULL && (char *)last->addr + last->bytes == addr)
-        last->bytes += bytes;
-    else
-        t->extents[t->n_extents++] = (kvtier_extent){addr, bytes};
+    if (t->merged && t->n_extents > 0) {
+        kvtier_extent *last = &t->extents[t->n_extents - 1];
+        if ((char *)last->addr + last->bytes == addr) {
+            last->bytes += bytes;
+            return;
+        }
+    }
+    t->extents[t->n_extents++] = (kvtier_extent){addr, bytes};
 }
 
 static void cell_gather(void *arg, uint64_t cache_offset, uint64_t chunk_offset, uint32_t bytes)

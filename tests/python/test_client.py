@@ -484,6 +484,9 @@ class Faults(TestCase):
     def test_ctrl_c_in_a_load(self):
         client = self.client()
         ns = client.namespace(namespace())
+        # Started from a shell's background, a process ignores SIGINT, and Python leaves it so.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.addCleanup(signal.signal, signal.SIGINT, before)
         self.agent.signal(signal.SIGSTOP)
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
         began = time.monotonic()
