@@ -76,7 +76,7 @@ static void help(void)
         "  --dir DIR                where temporary folder and reference file are made (/var/tmp)\n"
         "  --set KEY=VALUE          more configuration for the agents that are started\n"
         "  --json                   one JSON object on stdout\n"
-        "  --help\n"
+        "  --help                   this text\n"
         "\n"
         "Exit codes: 0 measured; 1 wrong bytes, or a case failed; 2 usage; 130 interrupted.");
 }

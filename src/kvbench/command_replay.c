@@ -71,7 +71,7 @@ static void help(const struct command *c)
          "  --dir DIR              where the agent's temporary folder is made (/var/tmp)\n"
          "  --set KEY=VALUE        more configuration for the agent that is started\n"
          "  --json                 one JSON object on stdout\n"
-         "  --help\n"
+         "  --help                 this text\n"
          "\n"
          "Exit codes: 0 every byte was right and no call failed; 1 wrong bytes, errors, or it\n"
          "could not run; 2 usage; 130 interrupted.");

@@ -20,7 +20,7 @@ static void help(void)
     puts("  micro          each part of the data path beside its physical limit\n"
          "\n"
          "  --help         this text; 'kvbench COMMAND --help' has the options\n"
-         "  --version\n"
+         "  --version      the version of kvbench\n"
          "\n"
          "Results go to stdout, progress to stderr.\n"
          "Exit codes: 0 ok; 1 wrong bytes, errors, or it could not run; 2 usage; 130 interrupted.");

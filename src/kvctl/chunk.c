@@ -216,7 +216,7 @@ enum kvctl_exit kvctl_run_put(struct kvctl *k, int argc, char **argv)
     uint8_t key[KVCTL_KEY_BYTES];
     uint8_t *data = NULL;
     uint64_t bytes = 0, held_bytes = 0;
-    kvt_session *session;
+    kvt_session *session = NULL;
     (void)argc;
     if (!kvctl_key_parse(argv[0], key))
         return KVCTL_USAGE;

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "client.h"
 #include "kvt/units.h"
@@ -48,6 +49,13 @@ uint64_t doctor_config_bytes(const struct doctor *d, const char *key)
     uint64_t value;
     const char *text = doctor_config_text(d, key);
     return kvt_bytes_parse(text, &value) || kvt_number_parse(text, &value) ? value : 0;
+}
+
+bool doctor_writable(const struct doctor *d, const char *path)
+{
+    char full[512];
+    snprintf(full, sizeof(full), "%s%s", d->root, path);
+    return access(full, W_OK) == 0;
 }
 
 static FILE *file_open(const struct doctor *d, const char *path)

@@ -61,6 +61,8 @@ bool doctor_number(const struct doctor *d, const char *path, uint64_t *value_p);
 /** The rest of the line that begins with name, blanks skipped; as in /proc/meminfo. */
 bool doctor_entry(const struct doctor *d, const char *path, const char *name,
                   char rest[DOCTOR_LINE_BYTES]);
+/** Whether this user may write a file under the root. */
+bool doctor_writable(const struct doctor *d, const char *path);
 /** Path of a file of the agent's process, or of this one where there is no agent. */
 void doctor_proc_path(const struct doctor *d, const char *name, char *path, size_t bytes);
 

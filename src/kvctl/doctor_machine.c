@@ -7,7 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/timex.h>
-#include <unistd.h>
 
 #include "doctor.h"
 #include "kvt/cgroup.h"
@@ -15,10 +14,11 @@
 #include "kvt/util.h"
 #include "output.h"
 
-#define HUGE_BYTES    (2 * KVT_MIB)
-#define CAP_IPC_LOCK_ 14
-#define CLOCK_CALLS   1000
-#define CLOCK_SLOW_NS 200
+#define HUGE_BYTES       (2 * KVT_MIB)
+#define CAP_IPC_LOCK_    14
+#define OVERCOMMIT_PAGES "/proc/sys/vm/nr_overcommit_hugepages"
+#define CLOCK_CALLS      1000
+#define CLOCK_SLOW_NS    200
 
 static uint64_t host_bytes(const struct doctor *d)
 {
@@ -68,19 +68,18 @@ static void check_huge_pages(struct doctor *d)
                    "this kernel's huge pages are not of 2 MiB");
         return;
     }
-    (void)doctor_number(d, "/proc/sys/vm/nr_overcommit_hugepages", &n_overcommit);
+    (void)doctor_number(d, OVERCOMMIT_PAGES, &n_overcommit);
     uint64_t n_free =
         meminfo(d, "HugePages_Free:") + (n_overcommit > n_surplus ? n_overcommit - n_surplus : 0);
     uint64_t reserved = meminfo(d, "HugePages_Rsvd:");
     uint64_t free_bytes = (n_free > reserved ? n_free - reserved : 0) * HUGE_BYTES;
     kvctl_bytes_text((double)free_bytes, have);
-    snprintf(path, sizeof(path), "/proc/sys/vm/nr_overcommit_hugepages");
     if (free_bytes >= need)
         doctor_add(d, DOCTOR_OK, "", "%s to be had in pages of 2 MiB, host.bytes wants %s", have,
                    want);
-    else if (access(path, W_OK) == 0)
+    else if (doctor_writable(d, OVERCOMMIT_PAGES))
         doctor_add(d, DOCTOR_OK, "",
-                   "%s reserved of the %s that host.bytes wants; an agent of this user raises "
+                   "%s to be had of the %s that host.bytes wants; an agent of this user raises "
                    "vm.nr_overcommit_hugepages by itself",
                    have, want);
     else

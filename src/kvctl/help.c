@@ -9,18 +9,18 @@
 #define OPTION_COLUMN 24
 #define LINE_MAX_     80
 
-/* Text in words of a column that begins where the cursor is. */
+/* Words of a text, however it is broken into lines, in a column that begins where the cursor is. */
 static void words_print(const char *text, int column)
 {
     int at = column;
     while (*text != '\0') {
-        int n = (int)strcspn(text, " ");
+        int n = (int)strcspn(text, " \n");
         if (at > column && at + 1 + n > LINE_MAX_) {
             printf("\n%*s", column, "");
             at = column;
         }
         at += printf("%s%.*s", at > column ? " " : "", n, text);
-        text += n + (text[n] == ' ');
+        text += n + (text[n] != '\0');
     }
     putchar('\n');
 }
@@ -78,8 +78,10 @@ void kvctl_verb_help_print(const struct kvctl_verb *verb)
     printf("Usage: kvctl %s%s%s [OPTION]...\n", verb->name, verb->arguments[0] != '\0' ? " " : "",
            verb->arguments);
     printf("%s.\n", verb->summary);
-    if (verb->text[0] != '\0')
-        printf("\n%s\n", verb->text);
+    if (verb->text[0] != '\0') {
+        putchar('\n');
+        words_print(verb->text, 0);
+    }
     puts("\nOptions:");
     options_print(verb->options | KVCTL_COMMON_OPTIONS);
 }

@@ -109,7 +109,7 @@ struct kvctl_verb {
     int n_min, n_max;      /* arguments */
     const char *completes; /* of the first argument: words, or @file, @key */
     const char *summary;   /* a line in the list of verbs */
-    const char *text;      /* what else to know; lines of at most 80 columns, or "" */
+    const char *text;      /* what else to know, or ""; its line ends are spaces */
     uint64_t options;      /* KVCTL_BIT()s besides the common ones */
     kvctl_run_fn run;
 };
@@ -157,7 +157,7 @@ int kvctl_complete(int n_words, char **words);
 void kvctl_help_print(void);
 void kvctl_verb_help_print(const struct kvctl_verb *verb);
 
-/* --- errors (main.c) -------------------------------------------------------------------------- */
+/* --- errors (fail.c) -------------------------------------------------------------------------- */
 
 /** Print "kvctl: ..." on stderr. @return code, so that a caller can write `return fail(...)`. */
 enum kvctl_exit kvctl_fail(enum kvctl_exit code, const char *format, ...)

@@ -2,7 +2,6 @@
 /* Arguments: which verb, with which options; the rest is the verb's. */
 #include <errno.h>
 #include <getopt.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,17 +16,6 @@
 #define TIMEOUT_NS     (5 * KVT_NS_PER_S)
 #define TIMEOUT_MAX_NS (3600 * KVT_NS_PER_S)
 #define OPTION_BASE    256 /* what getopt returns for option 0 */
-
-enum kvctl_exit kvctl_fail(enum kvctl_exit code, const char *format, ...)
-{
-    va_list ap;
-    va_start(ap, format);
-    fputs(KVCTL_NAME ": ", stderr);
-    vfprintf(stderr, format, ap);
-    fputc('\n', stderr);
-    va_end(ap);
-    return code;
-}
 
 /* --- sockets --------------------------------------------------------------------------------- */
 
@@ -114,15 +102,18 @@ static bool timeout_resolve(struct kvctl *k)
 static bool options_parse(struct kvctl *k, int argc, char **argv)
 {
     struct option longs[KVCTL_OPT_N + 1] = {{0}};
-    char letters[2 * KVCTL_OPT_N + 2] = ":";
+    char letters[2 * KVCTL_OPT_N + 2] = ":"; /* as getopt wants them */
+    size_t n_letters = 1;
     for (int i = 0; i < KVCTL_OPT_N; i++) {
         const struct kvctl_option_def *def = &kvctl_options[i];
         longs[i] =
             (struct option){.name = def->name,
                             .has_arg = def->argument != NULL ? required_argument : no_argument,
                             .val = OPTION_BASE + i};
-        char letter[3] = {def->letter, def->argument != NULL ? ':' : '\0', '\0'};
-        strcat(letters, letter);
+        if (def->letter != '\0')
+            letters[n_letters++] = def->letter;
+        if (def->letter != '\0' && def->argument != NULL)
+            letters[n_letters++] = ':';
     }
     int id;
     opterr = 0; /* said below, under the name that all messages bear */

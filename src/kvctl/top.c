@@ -112,7 +112,7 @@ static bool namespace_rank(void *arg, const ProtobufCMessage *item)
 {
     struct ranking *ranking = arg;
     const Kvtier__V1__Namespace *ns = KVCTL_AS(Kvtier__V1__Namespace, item);
-    json_int_t bytes = (json_int_t)(ns->host_bytes + ns->nvme_bytes);
+    json_int_t bytes = (json_int_t)ns->host_bytes + (json_int_t)ns->nvme_bytes;
     size_t at = 0;
     while (at < json_array_size(ranking->items) &&
            json_integer_value(kvctl_field(json_array_get(ranking->items, at), "all_bytes")) >=

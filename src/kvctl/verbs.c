@@ -26,15 +26,15 @@ const struct kvctl_exit_text kvctl_exit_texts[] = {
 #define KINDS     "tiers namespaces sessions chunks leases pins jobs"
 #define ONE_KINDS "tier namespace session chunk lease pin job"
 #define CHAIN     (KVCTL_BIT(NAMESPACE) | KVCTL_BIT(TOKENS) | KVCTL_BIT(PARENT))
-#define FILTER                                                                                     \
-    (KVCTL_BIT(NAMESPACE) | KVCTL_BIT(TIER) | KVCTL_BIT(KEY_PREFIX) | KVCTL_BIT(MIN_BYTES) |       \
-     KVCTL_BIT(MAX_BYTES) | KVCTL_BIT(PINNED) | KVCTL_BIT(LEASED))
-#define SELECTION (CHAIN | FILTER | KVCTL_BIT(SUBTREE) | KVCTL_BIT(ALL) | KVCTL_BIT(NO_WAIT))
+#define CHOICE                                                                                     \
+    (KVCTL_BIT(TIER) | KVCTL_BIT(KEY_PREFIX) | KVCTL_BIT(MIN_BYTES) | KVCTL_BIT(MAX_BYTES) |       \
+     KVCTL_BIT(PINNED) | KVCTL_BIT(LEASED))
+#define SELECTION (CHAIN | CHOICE | KVCTL_BIT(SUBTREE) | KVCTL_BIT(ALL) | KVCTL_BIT(NO_WAIT))
 #define KEYS_MAX  1024
 
 #define CHAIN_TEXT                                                                                 \
-    "Chunks are named by their keys in prompt order, 64 hexadecimal digits each, or by\n"          \
-    "the token ids of the prompt in a file. Without -n the agent must have one\n"                  \
+    "Chunks are named by their keys in prompt order, 64 hexadecimal digits each, or\n"             \
+    "by the token ids of the prompt in a file. Without -n the agent must have one\n"               \
     "namespace only."
 #define SMOKE_TEXT                                                                                 \
     "put, get-chunk, exist and rm are for smoke tests: without -n they work in\n"                  \
@@ -47,10 +47,10 @@ const struct kvctl_verb kvctl_verbs[] = {
     {"info", "", 0, 0, "", "The agent: version, state, uptime, process, sockets", "", 0,
      kvctl_run_info},
     {"get", "KIND", 1, 1, KINDS, "List tiers, namespaces, sessions, chunks, leases, pins or jobs",
-     "Lists of any length pass through: the memory of one page is used. -o wide has more\n"
-     "columns, -o json and -o yaml every field. Choices like --tier are for chunks,\n"
-     "--owner is for pins.",
-     FILTER | KVCTL_BIT(LIMIT) | KVCTL_BIT(OWNER), kvctl_run_get},
+     "Lists of any length pass through: the memory of one page is used. -o wide has\n"
+     "more columns, -o json and -o yaml every field. Choices like --tier are for\n"
+     "chunks, --owner is for pins.",
+     KVCTL_BIT(NAMESPACE) | CHOICE | KVCTL_BIT(LIMIT) | KVCTL_BIT(OWNER), kvctl_run_get},
     {"describe", "KIND NAME", 2, 2, ONE_KINDS, "Every field of one thing that get lists",
      "NAME is what the first column of get shows; a chunk's is its key.", KVCTL_BIT(NAMESPACE),
      kvctl_run_describe},
@@ -96,13 +96,14 @@ const struct kvctl_verb kvctl_verbs[] = {
     {"log-level", "[LEVEL]", 0, 1, "error warn info debug trace", "Show or set what is logged",
      "It holds until the next change, reload or restart.", 0, kvctl_run_log_level},
     {"doctor", "", 0, 0, "", "What the agent suffers from on this machine, with remedies",
-     "Sockets and who may use them, config, huge pages, memlock, io_uring, memory, CPUs,\n"
-     "NUMA, files, clock, disks. Works without an agent too, then on --config. Changes\n"
-     "nothing. Run it as the agent's user. Exit status 6 when a finding is FAIL.",
+     "Sockets and who may use them, config, huge pages, memlock, io_uring, memory,\n"
+     "CPUs, NUMA, files, clock, disks. Works without an agent too, then on --config.\n"
+     "Changes nothing. Run it as the agent's user. Exit status 6 when a finding is\n"
+     "FAIL.",
      KVCTL_BIT(CONFIG), kvctl_run_doctor},
     {"completion", "SHELL", 1, 1, "bash zsh fish", "Print the completion script of a shell",
-     "bash: source <(kvctl completion bash); zsh: the same; fish: kvctl completion fish |\n"
-     "source.",
+     "bash: source <(kvctl completion bash); zsh: the same with zsh;\n"
+     "fish: kvctl completion fish | source.",
      0, kvctl_run_completion},
     {NULL},
 };
