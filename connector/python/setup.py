@@ -3,7 +3,7 @@
 descriptor of the control API.
 
 The library and its flags are described once, in the repository's meson.build; pip fetches meson,
-ninja and protoc, so that what the machine must have is a C compiler, pkg-config and xxHash's header.
+ninja and protoc, so what the machine must have is a C compiler, pkg-config and xxHash's header.
 """
 
 import atexit

@@ -327,6 +327,8 @@ void core_start_writes(struct kvt_core *core, uint64_t now_ns);
 bool core_can_read(const struct kvt_core *core, uint64_t slot_bytes);
 void core_start_read(struct kvt_core *core, uint32_t c);
 void core_scrub(struct kvt_core *core, uint64_t now_ns);
+/* Slabs of the host tier are still to come. */
+bool core_arena_grows(const struct kvt_core *core);
 /* Whether room may appear by what is under way; own_bytes of reservations do not count. */
 bool core_room_may_come(const struct kvt_core *core, uint64_t own_bytes);
 

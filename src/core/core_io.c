@@ -411,9 +411,13 @@ void core_scrub(struct kvt_core *core, uint64_t now_ns)
     core->scrub_next_ns = now_ns + 100000000; /* nothing found or no room: a little later */
 }
 
+bool core_arena_grows(const struct kvt_core *core)
+{
+    return core->pool[HOST].n_present < core->config.n_host_slabs;
+}
+
 bool core_room_may_come(const struct kvt_core *core, uint64_t own_bytes)
 {
-    bool arena_grows = core->pool[HOST].n_present < core->config.n_host_slabs;
     return core->n_ios_busy > 0 || core->n_write_queue > 0 || core->n_meta_busy > 0 ||
-           core->n_holding > 0 || arena_grows || STAT(core, RESERVED_BYTES) > own_bytes;
+           core->n_holding > 0 || core_arena_grows(core) || STAT(core, RESERVED_BYTES) > own_bytes;
 }

@@ -393,7 +393,7 @@ static bool reserve_fill(struct kvt_core *core, uint32_t o, uint64_t now_ns)
             slot = core_room(core, HOST, item->chunk);
         if (slot == KVT_SLOT_NONE) {
             bool may_come = allowed ? core_room_may_come(core, own) || core->n_loads > 0
-                                    : session->reserved_bytes > own;
+                                    : session->reserved_bytes > own || core_arena_grows(core);
             if (may_come && now_ns < op->deadline_ns)
                 return false;
             reserve_refuse_rest(core, o);

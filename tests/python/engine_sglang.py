@@ -48,8 +48,12 @@ def stand_in_torchvision():
 stand_in_torchvision()
 
 from sglang.srt.managers.cache_controller import HiCacheController  # noqa: E402
+from sglang.srt.mem_cache.hicache_storage import PoolName  # noqa: E402
+from sglang.srt.mem_cache.hybrid_cache.hybrid_cache_controller import (  # noqa: E402
+    HybridCacheController)
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool  # noqa: E402
 from sglang.srt.mem_cache.pool_host import base as pool_base  # noqa: E402
+from sglang.srt.mem_cache.pool_host.group import HostPoolGroup, PoolEntry  # noqa: E402
 from sglang.srt.mem_cache.pool_host.mha import MHATokenToKVPoolHost  # noqa: E402
 from sglang.srt.mem_cache.pool_host.mla import MLATokenToKVPoolHost  # noqa: E402
 from sglang.srt.mem_cache.radix_cache import RadixKey  # noqa: E402
@@ -78,8 +82,10 @@ class Server:
     """What a server has between its radix cache and the storage."""
 
     def __init__(self, case, layout="page_first", mla=False, dtype=torch.bfloat16, tp=(0, 1),
-                 model="m", zero_copy=True, heads=(2, 8), **extra):
-        """heads: their number and size, which make a page's bytes."""
+                 model="m", zero_copy=True, heads=(2, 8), pools=(), metrics=False,
+                 **extra):
+        """heads: their number and size, which make a page's bytes. pools: names of the host pools
+        of the controller that a server has; empty: the one of a server that decodes only."""
         extra = {"kvtier_revision": "weights", **extra}
         sizes = get_parallel().override(
             tp_rank=tp[0], tp_size=tp[1], pp_rank=0, pp_size=1, attn_tp_rank=tp[0],
@@ -100,10 +106,18 @@ class Server:
                 self.host = MHATokenToKVPoolHost(device._mha_buffer_info(), 2.0, 0, PAGE, layout,
                                                  pin_memory=False, **capacity)
             allocator = types.SimpleNamespace(get_kvcache=lambda: device)
-            self.controller = HiCacheController(
-                allocator, self.host, PAGE, dist.group.WORLD, threading.Event(),
+            host, kind = self.host, HiCacheController
+            if pools:
+                host, kind = HostPoolGroup([
+                    PoolEntry(name=name, host_pool=self.host, device_pool=device,
+                              layer_mapper=lambda layer: layer,
+                              is_primary_index_anchor=name == PoolName.KV)
+                    for name in pools]), HybridCacheController
+            self.controller = kind(
+                allocator, host, PAGE, dist.group.WORLD, threading.Event(),
                 write_policy="write_through", io_backend="direct", storage_backend="dynamic",
-                model_name=model, prefetch_threshold=PAGE, storage_backend_extra_config={
+                model_name=model, prefetch_threshold=PAGE, enable_storage_metrics=metrics,
+                storage_backend_extra_config={
                     "backend_name": "kvtier", "module_path": "kvtier.sglang",
                     "class_name": "KVTierStorage", "interface_v1": int(zero_copy),
                     "kvtier_socket": case.agent.socket, **extra})
@@ -134,6 +148,8 @@ class Server:
     def prefetch(self, key):
         """(tokens found, host slots, tokens that came), as the radix cache does it."""
         name = f"r{next(numbers)}"
+        if isinstance(self.controller, HybridCacheController):
+            name = types.SimpleNamespace(rid=name)
         self.controller.prefetch(name, key, None)
         op = self.controller.prefetch_hit_queue.get(timeout=WAIT_S)
         found = op.storage_hit_count
@@ -189,6 +205,14 @@ class SGLang(TestCase):
             for dtype in (torch.float32, torch.bfloat16, torch.float8_e4m3fn):
                 with self.subTest(layout=layout, dtype=dtype):
                     self.round_trip(layout=layout, dtype=dtype)
+
+    def test_controller_of_a_server(self):
+        for layout in ("layer_first", "page_first", "page_first_direct", "page_head"):
+            with self.subTest(layout=layout):
+                self.round_trip(layout=layout, pools=[PoolName.KV])
+        self.round_trip(mla=True, pools=[PoolName.KV])
+        with self.assertRaisesRegex(ValueError, "pool swa of a hybrid model"):
+            Server(self, pools=[PoolName.KV, PoolName.SWA])
 
     def test_mla(self):
         for layout in ("layer_first", "page_first", "page_first_direct"):
@@ -430,6 +454,17 @@ class SGLang(TestCase):
         for name in ("config.json", "model.safetensors", "adapter/adapter_model.safetensors"):
             written(name, '{"rope_theta": 1}')
             self.assertEqual((found(), found()), (0, 256), name)
+
+    def test_metrics(self):
+        server = Server(self)
+        self.assertIsNone(server.storage.get_stats())
+        server = Server(self, metrics=True)
+        self.assertEqual(server.backup(RadixKey(tokens(512)), server.fill(512)), 512)
+        self.assertEqual(server.prefetch(RadixKey(tokens(512)))[2], 512)
+        stats = server.storage.get_stats()
+        self.assertEqual((stats.backup_pgs, stats.prefetch_pgs), ([8], [8]))
+        self.assertTrue(0 < min(stats.backup_bandwidth + stats.prefetch_bandwidth) < 100)
+        self.assertEqual(server.storage.get_stats().backup_pgs, [])
 
     def test_settings(self):
         self.assertEqual(Settings.read(None), Settings())

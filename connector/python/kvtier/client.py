@@ -79,7 +79,7 @@ class Op:
         return f"<Op {self.kind} {state}: {self.n_ok} of {self.n_items}>"
 
 
-def _keys(keys: Keys, parent: bytes | None) -> tuple[Any, int, Any]:
+def _keys(keys: Any, parent: bytes | None) -> tuple[Any, int, Any]:
     """(what ctypes takes as pointer, number of keys, what owns the memory)"""
     if isinstance(keys, (list, tuple)):
         for key in keys:
@@ -90,6 +90,7 @@ def _keys(keys: Keys, parent: bytes | None) -> tuple[Any, int, Any]:
         if len(parent) != KEY_BYTES:
             raise InvalidError(f"parent: {len(parent)} bytes; a key has {KEY_BYTES}")
         keys = bytes(parent) + bytes(keys)
+    pointer: bytes | int
     if isinstance(keys, bytes):
         pointer, n_bytes = keys, len(keys)
     else:
@@ -279,7 +280,7 @@ class Client:
         status = self._call(lib.kvt_cuda_stats, ctypes.byref(stats))
         if status != _OK:
             self._fail(status, "cuda_stats")
-        return {name: getattr(stats, name) for name, _ in stats._fields_[1:]}
+        return {name: getattr(stats, name) for name, *_ in stats._fields_[1:]}
 
     # ---- submit ----------------------------------------------------------------------------
 
@@ -325,8 +326,8 @@ class Client:
         if len(layouts) != op.n_items:
             raise InvalidError(f"{kind}: memory for {len(layouts)} chunks, keys of {op.n_items}")
         if layouts.on_gpu is not None and layouts.on_gpu != (stream is not None):
-            raise InvalidError(f"{kind}: memory of a GPU needs the stream argument" if layouts.on_gpu
-                               else f"{kind}: a stream, but memory of the host")
+            raise InvalidError(kind + (": memory of a GPU needs the stream argument"
+                                       if layouts.on_gpu else ": a stream, but memory of the host"))
         op._keep = held, layouts.keep
         op.statuses = _statuses(statuses, op.n_items)
         args = (namespace, pointer, n, address_of(layouts.array),

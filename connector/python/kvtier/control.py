@@ -110,7 +110,7 @@ class Control:
             text = f"{self._path}: {text}; is kvtierd running, with control.path set?"
         raise _ERRORS.get(code, KVTierError)(f"{what}: {text}") from err
 
-    def call(self, method: str, **fields: Any) -> Message:
+    def call(self, method: str, **fields: Any) -> Any:
         """Any method of the service by its name; fields as the request's constructor takes them."""
         request = messages[_service.methods_by_name[method].input_type.name](**fields)
         try:
@@ -119,7 +119,7 @@ class Control:
             self._raise(err, method)
             raise AssertionError from err  # _raise() raises
 
-    def _list(self, method: str, field: str, **fields: Any) -> Iterator[Message]:
+    def _list(self, method: str, field: str, **fields: Any) -> Iterator[Any]:
         """All pages of a listing."""
         token = ""
         while True:
@@ -131,47 +131,47 @@ class Control:
 
     # ---- see -------------------------------------------------------------------------------
 
-    def node(self) -> Message:
+    def node(self) -> Any:
         return self.call("GetNode")
 
-    def tiers(self) -> Sequence[Message]:
+    def tiers(self) -> Sequence[Any]:
         return self.call("ListTiers").tiers
 
-    def namespaces(self) -> Iterator[Message]:
+    def namespaces(self) -> Iterator[Any]:
         return self._list("ListNamespaces", "namespaces")
 
-    def sessions(self) -> Iterator[Message]:
+    def sessions(self) -> Iterator[Any]:
         return self._list("ListSessions", "sessions")
 
-    def leases(self) -> Iterator[Message]:
+    def leases(self) -> Iterator[Any]:
         return self._list("ListLeases", "leases")
 
-    def pins(self, owner: str = "") -> Iterator[Message]:
+    def pins(self, owner: str = "") -> Iterator[Any]:
         return self._list("ListPins", "pins", owner=owner)
 
-    def chunks(self, **chunk_filter: Any) -> Iterator[Message]:
+    def chunks(self, **chunk_filter: Any) -> Iterator[Any]:
         """Chunks that a ChunkFilter of these fields takes."""
         return self._list("ListChunks", "chunks", filter=_filter(chunk_filter))
 
-    def chunk(self, key: bytes, namespace_id: bytes = b"") -> Message:
+    def chunk(self, key: bytes, namespace_id: bytes = b"") -> Any:
         return self.call("GetChunk", key=key, namespace_id=namespace_id)
 
     def stats(self) -> dict[str, int]:
         return {stat.name: stat.value for stat in self.call("GetStats").stats}
 
-    def config(self) -> dict[str, Message]:
+    def config(self) -> dict[str, Any]:
         """Option by key: value, source, reloadable."""
         return {option.key: option for option in self.call("GetConfig").options}
 
     def lookup(self, namespace_id: bytes, keys: Sequence[bytes] = (), *,
-               tokens: Sequence[int] = (), parent_key: bytes = b"") -> Message:
+               tokens: Sequence[int] = (), parent_key: bytes = b"") -> Any:
         """How much of a prompt is held, and where; by keys or by tokens."""
         return self.call("Lookup", chain=_chain(namespace_id, keys, tokens, parent_key))
 
     # ---- steer -----------------------------------------------------------------------------
 
     def pin(self, namespace_id: bytes, keys: Sequence[bytes] = (), *, owner: str,
-            tokens: Sequence[int] = (), parent_key: bytes = b"", ttl: float = 0) -> Message:
+            tokens: Sequence[int] = (), parent_key: bytes = b"", ttl: float = 0) -> Any:
         """Keep a prefix. ttl: seconds; 0: until unpin() or the agent's end."""
         return self.call("Pin", chain=_chain(namespace_id, keys, tokens, parent_key), owner=owner,
                          ttl_ms=int(ttl * 1000))
@@ -185,51 +185,51 @@ class Control:
 
     def prefetch(self, namespace_id: bytes, keys: Sequence[bytes] = (), *,
                  tokens: Sequence[int] = (), parent_key: bytes = b"",
-                 subtree: bool = False) -> Message:
+                 subtree: bool = False) -> Any:
         """Starts a job, as do the following: see wait_job()."""
         return self.call("Prefetch", selection={
             "chain": _chain(namespace_id, keys, tokens, parent_key), "subtree": subtree})
 
     def demote(self, namespace_id: bytes, keys: Sequence[bytes] = (), *,
                tokens: Sequence[int] = (), parent_key: bytes = b"", subtree: bool = False,
-               dry_run: bool = False, force: bool = False) -> Message:
+               dry_run: bool = False, force: bool = False) -> Any:
         return self.call("Demote", dry_run=dry_run, force=force, selection={
             "chain": _chain(namespace_id, keys, tokens, parent_key), "subtree": subtree})
 
     def delete(self, namespace_id: bytes, keys: Sequence[bytes] = (), *,
                tokens: Sequence[int] = (), parent_key: bytes = b"", subtree: bool = False,
                tiers: Sequence[int | str] = (), dry_run: bool = False,
-               force: bool = False) -> Message:
+               force: bool = False) -> Any:
         return self.call("Delete", tiers=[_enum("Tier", tier) for tier in tiers], dry_run=dry_run,
                          force=force, selection={
                              "chain": _chain(namespace_id, keys, tokens, parent_key),
                              "subtree": subtree})
 
     def clear(self, *, all_namespaces: bool = False, tiers: Sequence[int | str] = (),
-              dry_run: bool = False, force: bool = False, **chunk_filter: Any) -> Message:
+              dry_run: bool = False, force: bool = False, **chunk_filter: Any) -> Any:
         """What a ChunkFilter of these fields takes; with all_namespaces without a namespace."""
         return self.call("Clear", filter=_filter(chunk_filter), all_namespaces=all_namespaces,
                          tiers=[_enum("Tier", tier) for tier in tiers], dry_run=dry_run,
                          force=force)
 
-    def verify(self, **chunk_filter: Any) -> Message:
+    def verify(self, **chunk_filter: Any) -> Any:
         """Reads what is on NVMe, or what a ChunkFilter of these fields takes of it."""
         selection = {"selection": {"filter": _filter(chunk_filter)}} if chunk_filter else {}
         return self.call("Verify", **selection)
 
     # ---- jobs ------------------------------------------------------------------------------
 
-    def jobs(self) -> Iterator[Message]:
+    def jobs(self) -> Iterator[Any]:
         return self._list("ListJobs", "jobs")
 
-    def job(self, job_id: int) -> Message:
+    def job(self, job_id: int) -> Any:
         return self.call("GetJob", id=job_id)
 
-    def cancel_job(self, job_id: int) -> Message:
+    def cancel_job(self, job_id: int) -> Any:
         return self.call("CancelJob", id=job_id)
 
     def watch_job(self, job_id: int, *, interval: float = 0.2,
-                  timeout: float | None = None) -> Iterator[Message]:
+                  timeout: float | None = None) -> Iterator[Any]:
         """The job as it goes on; the last one is how it ended. timeout: seconds for all of it."""
         request = messages["WatchJobRequest"](id=job_id, interval_ms=int(interval * 1000))
         try:
@@ -237,10 +237,10 @@ class Control:
         except grpc.RpcError as err:
             self._raise(err, "WatchJob")
 
-    def wait_job(self, job: Message, timeout: float | None = None) -> Message:
+    def wait_job(self, job: Any, timeout: float | None = None) -> Any:
         """The job as it ended. Raises AgentTimeoutError after timeout seconds."""
-        for job in self.watch_job(job.id, timeout=timeout):
-            pass
+        for step in self.watch_job(job.id, timeout=timeout):
+            job = step
         return job
 
     def set_log_level(self, level: int | str) -> int:

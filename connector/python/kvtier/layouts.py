@@ -55,10 +55,10 @@ class Layouts:
         number (or anything that broadcasts to the shape of addresses).
         """
         at = np.asarray(addresses, np.uint64)
-        extents = np.empty(at.shape, EXTENT)
-        extents["addr"] = at
-        extents["bytes"] = lengths
-        extents = extents.reshape(-1)
+        shaped = np.empty(at.shape, EXTENT)
+        shaped["addr"] = at
+        shaped["bytes"] = lengths
+        extents = shaped.reshape(-1)
         if n_chunks < 1 or len(extents) == 0 or len(extents) % n_chunks != 0:
             raise InvalidError(f"layouts: {len(extents)} extents do not make {n_chunks} chunks")
         per_chunk = len(extents) // n_chunks

@@ -30,7 +30,9 @@ import torch
 from sglang.srt.mem_cache import utils as sglang_utils
 from sglang.srt.mem_cache.hicache_storage import HiCacheStorage
 
-from . import BATCH_MAX, KEY_BYTES, Client, Layouts, Namespace, Status
+from sglang.srt.observability.metrics_collector import StorageMetrics
+
+from . import BATCH_MAX, KEY_BYTES, Client, Layouts, Namespace, Op, Status
 from .identity import folder_digest, model_revision, short
 
 log = logging.getLogger("kvtier.sglang")
@@ -38,6 +40,7 @@ log = logging.getLogger("kvtier.sglang")
 _PREFIX = "kvtier_"
 _SEGMENTS_MAX = 384
 _LOG_S = 10  # what goes wrong in every call is said so often
+_STATS_MAX = 1024  # batches kept for SGLang's metrics, which take them every few seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +58,8 @@ class Settings:
     def read(cls, extra: dict[str, Any] | None) -> Settings:
         """Raises ValueError that names every mistake at once."""
         known = {field.name: type(field.default) for field in dataclasses.fields(cls)}
-        wrong, values = [], {}
+        wrong: list[str] = []
+        values: dict[str, Any] = {}
         for key, value in (extra or {}).items():
             if not key.startswith(_PREFIX):
                 continue  # SGLang's own
@@ -65,7 +69,7 @@ class Settings:
                 wrong.append(f"{key}: no such setting" + (f", {_PREFIX}{near[0]}?" if near else ""))
             elif type(value) is not known[name]:
                 wrong.append(f"{key}: {value!r} is not of type {known[name].__name__}")
-            elif known[name] is int and value < 1:
+            elif isinstance(value, int) and value < 1:
                 wrong.append(f"{key}: must be at least 1")
             else:
                 values[name] = value
@@ -106,13 +110,17 @@ def _keys(names: Sequence[str]) -> bytes:
     return b"".join(map(_key, names))
 
 
+def _statuses(done: Op) -> list[int]:
+    return [] if done.statuses is None else done.statuses.tolist()
+
+
 def _revision() -> str:
     """Of this server's weights, and of what else changes the KV that they make."""
     from sglang.srt.runtime_context import get_server_args
     args = get_server_args()
     names = ("dtype", "quantization", "kv_cache_dtype", "load_format", "json_model_override_args",
              "attention_backend", "prefill_attention_backend", "model_impl")
-    facts = {name: str(getattr(args, name, None)) for name in names}
+    facts: dict[str, Any] = {name: str(getattr(args, name, None)) for name in names}
     # SGLang's keys know an adapter by its name and path, whatever is in its files today.
     facts["lora"] = {f"{ref.lora_name} {ref.lora_path}": (folder_digest(ref.lora_path) or b"").hex()
                      for ref in getattr(args, "lora_paths", None) or []}
@@ -144,13 +152,15 @@ class KVTierStorage(HiCacheStorage):
         if not self._zero_copy:
             log.warning("KVTier: without \"interface_v1\": 1 in the extra config every page is "
                         "copied twice more")
-        self._said_s = -_LOG_S
+        self._said_s: float = -_LOG_S
         self._n_unsaid = 0
         self._pool: Any = None
         self._handle = -1
         #: pages: found by lookups, loaded and stored, and those that were asked for and did not
         #: come (missing, late, agent away)
         self.counts = {"hit": 0, "loaded": 0, "unloaded": 0, "stored": 0, "unstored": 0}
+        self._stats = StorageMetrics() if getattr(storage_config, "enable_storage_metrics",
+                                                  False) else None
         self._client = Client(self._settings.socket or None, name="sglang",
                               n_copy_threads=self._settings.copy_threads)
 
@@ -200,12 +210,11 @@ class KVTierStorage(HiCacheStorage):
         chunk_bytes = sum(self._sizes)
         n_layers = int(getattr(pool, "layer_num", 0))
         wanted = min(max(n_layers, 1), _SEGMENTS_MAX)
-        facts = [type(pool).__name__, pool.layout, str(pool.dtype), self._sizes, self._zero_copy] + [
-            getattr(pool, name, None) for name in ("layer_num", "head_num", "head_dim",
-                                                   "v_head_dim", "kv_lora_rank",
-                                                   "qk_rope_head_dim", "start_layer",
-                                                   "end_layer")] + [
-            getattr(config, "attn_cp_rank", 0), getattr(config, "attn_cp_size", 1)]
+        shape = ("layer_num", "head_num", "head_dim", "v_head_dim", "kv_lora_rank",
+                 "qk_rope_head_dim", "start_layer", "end_layer")
+        facts = [type(pool).__name__, pool.layout, str(pool.dtype), self._sizes, self._zero_copy,
+                 *(getattr(pool, name, None) for name in shape),
+                 getattr(config, "attn_cp_rank", 0), getattr(config, "attn_cp_size", 1)]
         digest = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
         try:
             revision = settings.revision or _revision()
@@ -233,21 +242,43 @@ class KVTierStorage(HiCacheStorage):
 
     # ---- transfers -------------------------------------------------------------------------
 
+    def _measure(self, kind: str, n_pages: int, began_s: float) -> None:
+        """One batch for SGLang's histograms; kind: prefetch or backup."""
+        stats = self._stats
+        if stats is None or n_pages == 0:
+            return
+        pages = getattr(stats, kind + "_pgs")
+        if len(pages) < _STATS_MAX:
+            pages.append(n_pages)
+            getattr(stats, kind + "_bandwidth").append(
+                n_pages * sum(self._sizes) / (time.monotonic() - began_s) / (1 << 30))
+
+    def get_stats(self) -> StorageMetrics | None:
+        """What came and went since the last call; None without SGLang's storage metrics."""
+        if self._stats is None:
+            return None
+        done, self._stats = self._stats, StorageMetrics()
+        return done
+
     def _load(self, names: Sequence[str], memory: Layouts) -> list[bool]:
+        began_s = time.monotonic()
         done = self._client.load(self._handle, _keys(names), memory,
                                  timeout=self._settings.load_timeout_ms / 1000)
         self.counts["loaded"] += done.n_ok
         self.counts["unloaded"] += len(names) - done.n_ok
-        return (done.statuses == Status.OK).tolist()
+        self._measure("prefetch", done.n_ok, began_s)
+        return [status == Status.OK for status in _statuses(done)]
 
     def _store(self, names: Sequence[str], memory: Layouts, extra_info: Any) -> list[bool]:
         before = getattr(extra_info, "prefix_keys", None)
+        began_s = time.monotonic()
         done = self._client.store(self._handle, _keys(names), memory,
                                   parent=_key(before[-1]) if before else None,
                                   timeout=self._settings.store_timeout_ms / 1000)
         self.counts["stored"] += done.n_ok
         self.counts["unstored"] += len(names) - done.n_ok
-        return ((done.statuses == Status.OK) | (done.statuses == Status.EXISTS)).tolist()
+        self._measure("backup", _statuses(done).count(Status.OK), began_s)  # others: held before
+        return [status in (Status.OK, Status.EXISTS) for status in _statuses(done)]
 
     @_fallback(_all_false)
     def batch_get_v1(self, keys: Sequence[str], host_indices: Any,
