@@ -19,6 +19,7 @@ struct kvt_disk {
     uint64_t next; /* offset of the next transfer */
     struct kvt_disk_way way;
     struct kvt_scratch *scratch; /* NULL: not prepared */
+    bool is_registered;          /* its memory, with the ring */
     struct io_uring ring;
 };
 
@@ -98,14 +99,20 @@ enum kvt_status kvt_disk_prepare(struct kvt_disk *d, const struct kvt_disk_way *
     d->way = *way;
     d->next = 0;
     struct iovec buffer = {.iov_base = scratch->memory, .iov_len = scratch->bytes};
-    failed = -io_uring_register_buffers(&d->ring, &buffer, 1);
-    if (failed == 0)
-        failed = -io_uring_register_files(&d->ring, &d->fd, 1);
+    /* Refused beyond RLIMIT_MEMLOCK, to the agent as well: then this is what the disk can do here.
+     */
+    d->is_registered = io_uring_register_buffers(&d->ring, &buffer, 1) == 0;
+    failed = -io_uring_register_files(&d->ring, &d->fd, 1);
     if (failed != 0) {
         disk_unprepare(d);
-        return disk_error(err, "register buffers", failed);
+        return disk_error(err, "register files", failed);
     }
     return KVT_OK;
+}
+
+bool kvt_disk_is_registered(const struct kvt_disk *d)
+{
+    return d->is_registered;
 }
 
 static void disk_queue(struct kvt_disk *d, bool write, uint32_t place)
@@ -114,10 +121,15 @@ static void disk_queue(struct kvt_disk *d, bool write, uint32_t place)
     uint8_t *memory = d->scratch->memory + place * d->way.object_bytes;
     if (d->next + d->way.object_bytes > d->bytes)
         d->next = 0;
-    if (write)
-        io_uring_prep_write_fixed(sqe, 0, memory, (unsigned)d->way.object_bytes, d->next, 0);
+    unsigned bytes = (unsigned)d->way.object_bytes;
+    if (d->is_registered && write)
+        io_uring_prep_write_fixed(sqe, 0, memory, bytes, d->next, 0);
+    else if (d->is_registered)
+        io_uring_prep_read_fixed(sqe, 0, memory, bytes, d->next, 0);
+    else if (write)
+        io_uring_prep_write(sqe, 0, memory, bytes, d->next);
     else
-        io_uring_prep_read_fixed(sqe, 0, memory, (unsigned)d->way.object_bytes, d->next, 0);
+        io_uring_prep_read(sqe, 0, memory, bytes, d->next);
     sqe->flags |= IOSQE_FIXED_FILE;
     io_uring_sqe_set_data64(sqe, place);
     d->next += d->way.object_bytes;

@@ -25,6 +25,8 @@ struct kvt_disk_way {
 /** Prepare for transfers of this kind. KVT_ERR_NOTSUP: no such pages here, or no io_uring. */
 enum kvt_status kvt_disk_prepare(struct kvt_disk *disk, const struct kvt_disk_way *way,
                                  struct kvt_error *err) KVT_MUST_CHECK;
+/** Whether the buffers of the last prepare are registered: beyond RLIMIT_MEMLOCK they are not. */
+bool kvt_disk_is_registered(const struct kvt_disk *disk);
 /** Transfer n objects, going on where the last call stopped. */
 enum kvt_status kvt_disk_run(struct kvt_disk *disk, bool write, uint32_t n, uint64_t *ns_p,
                              struct kvt_error *err) KVT_MUST_CHECK;

@@ -61,10 +61,12 @@ static enum kvt_status choose_reference(struct nvme_case *c, bool write, struct 
             }
         }
     }
+    enum kvt_status status = kvt_disk_prepare(c->disk, &best, err);
     snprintf(c->reference, sizeof(c->reference),
-             "io_uring O_DIRECT, registered buffers in pages of %s, %u in flight",
+             "io_uring O_DIRECT, %s buffers in pages of %s, %u in flight",
+             kvt_disk_is_registered(c->disk) ? "registered" : "unregistered",
              best.huge ? "2 MiB" : "4 KiB", best.depth);
-    return kvt_disk_prepare(c->disk, &best, err);
+    return status;
 }
 
 static enum kvt_status write_round(struct nvme_case *c, uint64_t *ns_p, struct kvt_error *err)
