@@ -385,7 +385,7 @@ def python_tests(report, name, requirements, *test_args):
 
 
 def part_python(report):
-    python_tests(report, "python", "requirements.txt", "unittest", "-v", "test_client", "test_docs")
+    python_tests(report, "python", "requirements.txt", "unittest", "-v", "test_client", "test_control", "test_docs")
 
 
 def part_sglang(report):
