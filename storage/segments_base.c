@@ -1,3 +1,3 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#define KVT_SEGMENTS_AGREE kvt_segments_agree_base
+#define KVT_SEGMENTS_SUM kvt_segments_sum_base
 #include "segments_impl.h"

@@ -1,32 +1,25 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The check of segments, compiled once per instruction set by the files that include this. */
+/* The checksums of segments, compiled once per instruction set by the files that include this. */
 #ifndef KVT_SEGMENTS_IMPL_H
 #define KVT_SEGMENTS_IMPL_H
 
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 /* n segments that lie one after the other. */
-bool kvt_segments_agree_base(const void *segments, size_t segment_bytes, const uint64_t *sums,
-                             uint32_t n);
-bool kvt_segments_agree_avx2(const void *segments, size_t segment_bytes, const uint64_t *sums,
-                             uint32_t n);
+void kvt_segments_sum_base(const void *segments, size_t segment_bytes, uint64_t *sums, uint32_t n);
+void kvt_segments_sum_avx2(const void *segments, size_t segment_bytes, uint64_t *sums, uint32_t n);
 
-#ifdef KVT_SEGMENTS_AGREE
+#ifdef KVT_SEGMENTS_SUM
 
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
-bool KVT_SEGMENTS_AGREE(const void *segments, size_t segment_bytes, const uint64_t *sums,
-                        uint32_t n)
+void KVT_SEGMENTS_SUM(const void *segments, size_t segment_bytes, uint64_t *sums, uint32_t n)
 {
     const char *segment = segments;
-    for (uint32_t i = 0; i < n; i++, segment += segment_bytes) {
-        if (XXH3_64bits(segment, segment_bytes) != sums[i])
-            return false;
-    }
-    return true;
+    for (uint32_t i = 0; i < n; i++, segment += segment_bytes)
+        sums[i] = XXH3_64bits(segment, segment_bytes);
 }
 
 #endif

@@ -3,6 +3,7 @@
 #include "core_internal.h"
 
 #define RECLAIM_TRIES 8      /* slabs looked at per request */
+#define DEMOTE_STEPS  4096   /* slots looked at per request */
 #define RECLAIM_STEPS 100000 /* chunks looked at per slab, descendants included */
 
 void core_forget_host(struct kvt_core *core, uint32_t c, bool evicted)
@@ -59,6 +60,35 @@ static bool evict_one(struct kvt_core *core, enum tier tier, unsigned size_class
     KVT_ASSERT(core->chunks[c].flags & (CHUNK_CANDIDATE << tier));
     forget(core, tier, c);
     return true;
+}
+
+/*
+ * A prefix chain that fills the tier has one end, and while that is in use the policy may choose
+ * nothing. The rest of the chain is not stranded by what leaves memory and stays on NVMe: the next
+ * such copy goes, in the order of the slots.
+ */
+static bool demote_one(struct kvt_core *core, unsigned size_class)
+{
+    struct slab_pool *pool = &core->pool[HOST];
+    for (unsigned step = 0; step < DEMOTE_STEPS; step++) {
+        const struct slab *slab = &pool->slabs[pool->demote_slab];
+        if (slab->owner == NULL || slab->size_class != size_class ||
+            pool->demote_slot >= slab->n_slots) {
+            pool->demote_slab = (pool->demote_slab + 1) % pool->n_slabs;
+            pool->demote_slot = 0;
+            continue;
+        }
+        uint32_t c = slab->owner[pool->demote_slot++];
+        if ((c & OWNER_FREE) || c == OWNER_QUARANTINED)
+            continue;
+        const struct chunk *chunk = &core->chunks[c];
+        if (chunk->pins == 0 && chunk->host_state == HOST_VALID &&
+            chunk->nvme_state == NVME_VALID && !(chunk->flags & CHUNK_WANT_WRITE)) {
+            forget(core, HOST, c);
+            return true;
+        }
+    }
+    return false;
 }
 
 /* At rest and unpinned: may leave the index altogether. */
@@ -183,6 +213,8 @@ uint32_t core_room(struct kvt_core *core, enum tier tier, uint32_t c)
         found = reclaim_slab(core, pool, size_class, share);
     if (!found)
         found = evict_one(core, tier, size_class);
+    if (!found && tier == HOST)
+        found = demote_one(core, size_class);
     if (!found && pool->n_of_class[size_class] == 0)
         found = reclaim_slab(core, pool, size_class, 0);
     return found ? core_slot_take(core, pool, size_class, c) : KVT_SLOT_NONE;

@@ -86,6 +86,7 @@ struct slab_pool {
     uint32_t room_head[KVT_CLASSES_MAX];
     uint32_t n_of_class[KVT_CLASSES_MAX];
     uint32_t reclaim_cursor;
+    uint32_t demote_slab, demote_slot; /* where demote_one() looks next; host */
     uint32_t n_quarantined;
     uint64_t used_bytes;
     uint64_t table_bytes; /* memory of owner and sums arrays */

@@ -128,7 +128,7 @@ static void write_start(struct kvt_core *core, uint32_t c)
     struct kvt_slot_header *header = io->header;
     memset(header, 0, sizeof(*header));
     header->magic = KVT_SLOT_MAGIC;
-    header->version = 1;
+    header->version = KVT_SLOT_VERSION;
     header->n_segments = ns->desc.n_segments;
     header->chunk_bytes = ns->desc.chunk_bytes;
     header->generation = ++core->generation;
@@ -138,7 +138,7 @@ static void write_start(struct kvt_core *core, uint32_t c)
     memcpy(header->ns_id, ns->id, sizeof(header->ns_id));
     memcpy(header->sums, core_slot_sums(&core->pool[HOST], chunk->host_slot),
            ns->desc.n_segments * sizeof(header->sums[0]));
-    header->digest = kvt_slot_header_digest(header);
+    kvt_slot_header_seal(header);
     chunk->digest = io->digest = header->digest;
     core->write_bytes += ns->slot_bytes;
     core->n_writes_busy++;
@@ -302,7 +302,9 @@ void core_start_read(struct kvt_core *core, uint32_t c)
 {
     core_set_host(core, c, HOST_READING);
     core->read_bytes += chunk_ns(core, c)->slot_bytes;
-    core->actions.io(core->actions.arg, io_new(core, KVT_IO_READ, c));
+    struct kvt_io *io = io_new(core, KVT_IO_READ, c);
+    io->chunk_only = (core->chunks[c].flags & CHUNK_SCRUB) == 0;
+    core->actions.io(core->actions.arg, io);
 }
 
 static void read_failed(struct kvt_core *core, uint32_t c, enum kvt_status status)
@@ -343,7 +345,7 @@ static void read_done(struct kvt_core *core, struct kvt_io *io)
         read_failed(core, c, io->status);
         return;
     }
-    STAT(core, NVME_READ_BYTES) += io->slot_bytes + KVT_SLOT_HEADER_BYTES;
+    STAT(core, NVME_READ_BYTES) += io->slot_bytes + (io->chunk_only ? 0 : KVT_SLOT_HEADER_BYTES);
     if (scrub && chunk->waiters == NONE) {
         core_forget_host(core, c, false);
         return;

@@ -29,7 +29,9 @@ struct nvme_xfer {
     uint64_t file_offset; /* of the slot's header */
     void *chunk;
     enum kvt_status status;
-    /* io_uring alone: parts are the header page and pieces of the chunk. */
+    /* io_uring alone: parts are the header page, with which not every read begins, and pieces of
+     * the chunk. */
+    unsigned first_part;
     unsigned n_parts;
     unsigned next_part;
     unsigned n_inflight;

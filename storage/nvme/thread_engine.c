@@ -14,7 +14,7 @@ static enum kvt_status xfer_move(struct nvme_xfer *xfer)
     const struct kvt_io *io = xfer->io;
     int fd = xfer->tier->files.fds[xfer->disk];
     uint64_t total = io->slot_bytes + KVT_SLOT_HEADER_BYTES;
-    uint64_t at = 0;
+    uint64_t at = io->chunk_only ? KVT_SLOT_HEADER_BYTES : 0;
     for (unsigned n_retries = 0; at < total;) {
         struct iovec iov[2] = {{io->header, KVT_SLOT_HEADER_BYTES}, {xfer->chunk, io->slot_bytes}};
         struct iovec *first = &iov[at < KVT_SLOT_HEADER_BYTES ? 0 : 1];

@@ -105,7 +105,7 @@ static bool disk_has_room(const struct nvme_tier *tier, const struct nvme_xfer *
     const struct nvme_uring *uring = tier->uring;
     if (uring->n_inflight == uring->n_entries)
         return false;
-    if (xfer->next_part == 0 && uring->n_at_disk == tier->queue_depth)
+    if (xfer->next_part == xfer->first_part && uring->n_at_disk == tier->queue_depth)
         return false;
     return xfer->io->type != KVT_IO_READ || uring->read_bytes < tier->read_bytes_max;
 }
@@ -117,7 +117,7 @@ static bool waiting_pump(struct nvme_tier *tier, struct nvme_list *waiting)
         if (tier->uring->n_enter == 0 || tier->uring->enter_bytes == 0)
             return false;
         struct nvme_xfer *xfer = waiting->head;
-        if (xfer->next_part == 0)
+        if (xfer->next_part == xfer->first_part)
             tier->uring->n_at_disk++;
         part_queue(tier, xfer, xfer->next_part++, 0);
         if (xfer->next_part == xfer->n_parts)
@@ -151,7 +151,8 @@ static void uring_start(struct nvme_tier *tier, struct nvme_xfer *xfer)
 {
     xfer->n_parts =
         1 + (unsigned)((xfer->io->slot_bytes + NVME_PIECE_BYTES - 1) / NVME_PIECE_BYTES);
-    xfer->next_part = 0;
+    xfer->first_part = xfer->io->chunk_only ? 1 : 0;
+    xfer->next_part = xfer->first_part;
     xfer->n_inflight = 0;
     xfer->n_retries = 0;
     nvme_list_push(waiting_of(tier->uring, xfer), xfer);

@@ -15,8 +15,12 @@ _Static_assert(KVT_CHUNK_BYTES_MAX / NVME_PIECE_BYTES <=
                    8 * sizeof(((struct nvme_xfer *)0)->pieces),
                "a bit per piece");
 
+/* The checksums in the header page are what was read, or with chunk_only what was computed. */
 static enum kvt_status header_check(const struct kvt_io *io)
 {
+    if (io->chunk_only)
+        return kvt_chunk_check(&io->key, io->ns_id, io->digest, io->chunk_bytes, io->header->sums,
+                               io->n_segments);
     /* A header of another version was not written by this store's present life: not ours either. */
     return kvt_slot_header_check(io->header, &io->key, io->ns_id, io->digest, io->chunk_bytes,
                                  io->n_segments) == KVT_OK
@@ -24,12 +28,24 @@ static enum kvt_status header_check(const struct kvt_io *io)
                : KVT_ERR_CORRUPT;
 }
 
+static bool segments_valid(const struct kvt_io *io)
+{
+    return io->n_segments > 0 && io->n_segments <= KVT_SEGMENTS_MAX &&
+           io->chunk_bytes % io->n_segments == 0;
+}
+
 enum kvt_status nvme_verify(const struct nvme_xfer *xfer)
 {
     const struct kvt_io *io = xfer->io;
+    if (!segments_valid(io))
+        return KVT_ERR_CORRUPT;
+    if (io->chunk_only)
+        kvt_segments_sum(xfer->chunk, io->chunk_bytes, io->n_segments, io->header->sums);
     if (header_check(io) != KVT_OK)
         return KVT_ERR_CORRUPT;
-    return kvt_segments_check(xfer->chunk, io->chunk_bytes, io->header->sums, io->n_segments);
+    return io->chunk_only
+               ? KVT_OK
+               : kvt_segments_check(xfer->chunk, io->chunk_bytes, io->header->sums, io->n_segments);
 }
 
 void nvme_checked(struct nvme_xfer *xfer)
@@ -48,21 +64,23 @@ static void whole_run(struct kvt_job *job)
 }
 
 /* Check the segments that lie within the first n_bytes and were not checked yet. The checksums are
- * those of a header that nobody vouched for so far; it is checked itself at the end. */
+ * those of a header that nobody vouched for so far; it is checked itself at the end. Or they are
+ * what is made here. */
 static void segments_advance(struct nvme_xfer *xfer, uint64_t n_bytes)
 {
     const struct kvt_io *io = xfer->io;
-    if (io->n_segments == 0 || io->n_segments > KVT_SEGMENTS_MAX ||
-        io->chunk_bytes % io->n_segments != 0)
+    if (!segments_valid(io))
         xfer->is_bad = true;
     if (xfer->is_bad)
         return;
     uint64_t segment_bytes = io->chunk_bytes / io->n_segments;
     uint32_t end = (uint32_t)(KVT_MIN(n_bytes, io->chunk_bytes) / segment_bytes);
     uint32_t n = end - xfer->n_checked;
-    if (n > 0 &&
-        kvt_segments_check((char *)xfer->chunk + xfer->n_checked * segment_bytes, n * segment_bytes,
-                           io->header->sums + xfer->n_checked, n) != KVT_OK)
+    const char *first = (char *)xfer->chunk + xfer->n_checked * segment_bytes;
+    uint64_t *sums = io->header->sums + xfer->n_checked;
+    if (n > 0 && io->chunk_only)
+        kvt_segments_sum(first, n * segment_bytes, n, sums);
+    else if (n > 0 && kvt_segments_check(first, n * segment_bytes, sums, n) != KVT_OK)
         xfer->is_bad = true;
     xfer->n_checked = end;
 }
@@ -108,7 +126,7 @@ void nvme_verify_init(struct nvme_xfer *xfer)
 {
     xfer->pieces[0] = xfer->pieces[1] = 0;
     xfer->n_pieces = 0;
-    xfer->has_header = false;
+    xfer->has_header = xfer->io->chunk_only;
     xfer->n_checked = 0;
     xfer->is_bad = false;
     atomic_store_explicit(&xfer->arrived, 0, memory_order_relaxed);

@@ -117,6 +117,7 @@ static double tier_run(struct bench *bench, uint64_t chunk_bytes, uint64_t n, bo
             unsigned lane = (unsigned)(io - ios);
             const struct kvt_slot_header *header = &bench->headers[n_started];
             *io = (struct kvt_io){.type = write ? KVT_IO_WRITE : KVT_IO_READ,
+                                  .chunk_only = !write,
                                   .slab = (uint32_t)(n_started / per_slab),
                                   .slot = (uint32_t)(n_started % per_slab),
                                   .slot_bytes = chunk_bytes,
@@ -171,7 +172,7 @@ static void size_run(struct bench *bench, uint64_t chunk_bytes, unsigned n_round
         for (unsigned s = 0; s < N_SEGMENTS; s++)
             header->sums[s] = i > 0 ? bench->headers[0].sums[s]
                                     : XXH3_64bits(bench->arena + s * segment_bytes, segment_bytes);
-        header->digest = kvt_slot_header_digest(header);
+        kvt_slot_header_seal(header);
     }
     (void)tier_run(bench, chunk_bytes, n,
                    true); /* the first pass turns preallocated extents real */

@@ -316,6 +316,34 @@ START_TEST(a_read_promotes)
 }
 END_TEST
 
+/* Only its end may be evicted, and that is in use: the rest gives way, since it stays on NVMe. */
+START_TEST(a_chain_that_fills_memory_gives_way)
+{
+    struct kvt_core_config config = fixture_config();
+    config.n_host_slabs = 1;
+    again_with(&config);
+    store_cold(0, 2);
+    store_cold(2, 2);
+    store_cold(4, 1);
+    load(s, 1, 0, 4, 0); /* which makes one chain of them */
+    fixture_settle(&f);
+    kvt_core_load_done(f.core, s, 1, f.now_ns);
+    load(s, 2, 3, 1, 0); /* and holds it */
+    f.n_answers = 0;
+    load(s, 3, 4, 1, 0);
+    ck_assert_uint_eq(f.n_ios, 1);
+    fixture_settle(&f);
+    ck_assert_int_eq(fixture_take(&f, 'l', 3, 0).item.status, KVT_OK);
+    unsigned n_in_memory = 0;
+    for (unsigned key = 0; key < 5; key++) {
+        ck_assert(where(key) & KVT_WHERE_NVME);
+        n_in_memory += (where(key) & KVT_WHERE_HOST) != 0;
+    }
+    ck_assert_uint_eq(n_in_memory, 4);
+    ck_assert_uint_eq(where(3), KVT_WHERE_HOST | KVT_WHERE_NVME);
+}
+END_TEST
+
 START_TEST(loads_of_one_chunk_share_a_read)
 {
     store_cold(0, 1);
@@ -744,6 +772,7 @@ int main(void)
     tcase_add_test(tcase, nvme_pauses_after_many_failures_and_comes_back);
     tcase_add_test(tcase, drain_lets_write_behind_finish);
     tcase_add_test(tcase, a_read_promotes);
+    tcase_add_test(tcase, a_chain_that_fills_memory_gives_way);
     tcase_add_test(tcase, loads_of_one_chunk_share_a_read);
     tcase_add_test(tcase, prefetch_pins_nothing);
     tcase_add_test(tcase, a_late_read_is_a_timeout);

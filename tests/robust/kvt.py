@@ -44,6 +44,13 @@ def note(text):
     print("# " + str(text).replace("\n", "\n# "), flush=True)
 
 
+def wait_until(condition, what, within_s=30):
+    end = time.monotonic() + within_s
+    while not condition():
+        check(time.monotonic() < end, f"waited {within_s} s for {what}")
+        time.sleep(0.05)
+
+
 def run(*tests):
     """Runs the functions given, prints TAP; with arguments, those whose names are given."""
     wanted = sys.argv[1:]

@@ -169,6 +169,8 @@ static void move_sector(struct sim *sim, struct sim_disk_op *op)
 {
     unsigned sector = (op->start + op->n_moved++ * op->stride) % op->n_sectors;
     uint64_t at = (uint64_t)sector * SECTOR;
+    if (op->io->chunk_only && at < KVT_SLOT_HEADER_BYTES)
+        return;
     uint8_t *disk = sim->disk.bytes + op->offset + at;
     uint8_t *memory =
         at < KVT_SLOT_HEADER_BYTES
@@ -182,12 +184,17 @@ static void move_sector(struct sim *sim, struct sim_disk_op *op)
 
 static enum kvt_status verify(struct sim *sim, const struct kvt_io *io)
 {
+    const uint8_t *chunk = sim->arena + (io->arena_offset - sim->arena_base);
+    if (io->chunk_only) {
+        kvt_segments_sum(chunk, io->chunk_bytes, io->n_segments, io->header->sums);
+        return kvt_chunk_check(&io->key, io->ns_id, io->digest, io->chunk_bytes, io->header->sums,
+                               io->n_segments);
+    }
     enum kvt_status status = kvt_slot_header_check(io->header, &io->key, io->ns_id, io->digest,
                                                    io->chunk_bytes, io->n_segments);
     if (status != KVT_OK)
         return KVT_ERR_CORRUPT;
-    return kvt_segments_check(sim->arena + (io->arena_offset - sim->arena_base), io->chunk_bytes,
-                              io->header->sums, io->n_segments);
+    return kvt_segments_check(chunk, io->chunk_bytes, io->header->sums, io->n_segments);
 }
 
 static void complete(struct sim *sim, struct sim_disk_op *op)

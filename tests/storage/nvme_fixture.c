@@ -124,7 +124,7 @@ static void header_fill(struct kvt_slot_header *header, const char *chunk, uint6
     memset(header->ns_id, 0x33, sizeof(header->ns_id));
     for (unsigned i = 0; i < N_SEGMENTS; i++)
         header->sums[i] = XXH3_64bits(chunk + i * segment_bytes, segment_bytes);
-    header->digest = kvt_slot_header_digest(header);
+    kvt_slot_header_seal(header);
 }
 
 void fixture_io(struct fixture *fix, struct kvt_io *io, enum kvt_io_type type, unsigned lane,
@@ -193,13 +193,26 @@ enum kvt_status fixture_write(struct fixture *fix, uint32_t slot, uint64_t seed)
     return io.status;
 }
 
-enum kvt_status fixture_read(struct fixture *fix, uint32_t slot, uint64_t seed)
+static enum kvt_status read_as(struct fixture *fix, uint32_t slot, uint64_t seed, bool chunk_only)
 {
     struct kvt_io io;
     fixture_io(fix, &io, KVT_IO_READ, 1, FIX_CHUNK_BYTES, 0, slot, FIX_CHUNK_BYTES, seed);
+    io.chunk_only = chunk_only;
     fixture_run(fix, &io, 1);
     ck_assert(io.status != KVT_OK || fixture_matches(fix, &io, seed));
     return io.status;
+}
+
+enum kvt_status fixture_read(struct fixture *fix, uint32_t slot, uint64_t seed)
+{
+    enum kvt_status status = read_as(fix, slot, seed, false);
+    ck_assert_int_eq(read_as(fix, slot, seed, true), status);
+    return status;
+}
+
+enum kvt_status fixture_read_whole(struct fixture *fix, uint32_t slot, uint64_t seed)
+{
+    return read_as(fix, slot, seed, false);
 }
 
 uint64_t fixture_slot_offset(uint32_t slot)

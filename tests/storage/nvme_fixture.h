@@ -44,6 +44,7 @@ bool fixture_matches(struct fixture *fix, const struct kvt_io *io, uint64_t seed
 void fixture_run(struct fixture *fix, struct kvt_io *ios, unsigned n);
 /** One chunk of 64 KiB through slab 0. */
 enum kvt_status fixture_write(struct fixture *fix, uint32_t slot, uint64_t seed);
+enum kvt_status fixture_read_whole(struct fixture *fix, uint32_t slot, uint64_t seed);
 enum kvt_status fixture_read(struct fixture *fix, uint32_t slot, uint64_t seed);
 
 #define FIX_CHUNK_BYTES (UINT64_C(64) << 10)

@@ -33,12 +33,14 @@ START_TEST(what_was_written_is_read)
         unsigned n_lanes = (unsigned)KVT_MIN(FIX_ARENA_SLABS * FIX_SLAB_BYTES / lane_bytes, 48u);
         uint32_t per_slab = (uint32_t)(FIX_SLAB_BYTES / stride);
         unsigned n = (unsigned)KVT_MIN((uint64_t)n_lanes, (uint64_t)per_slab * 2 * FIX_DISK_SLABS);
-        for (int pass = 0; pass < 2; pass++) {
+        for (int pass = 0; pass < 3; pass++) {
             for (unsigned i = 0; i < n;
                  i++) /* spread over all slabs of both disks, last slots too */
                 fixture_io(&fix, &ios[i], pass == 0 ? KVT_IO_WRITE : KVT_IO_READ,
                            pass == 0 ? i : n - 1 - i, lane_bytes, i % (2 * FIX_DISK_SLABS),
                            per_slab - 1 - i / (2 * FIX_DISK_SLABS), chunk_bytes, i + 1000 * s);
+            for (unsigned i = 0; pass > 0 && i < n; i++)
+                ios[i].chunk_only = (i + pass) % 2 == 0;
             fixture_run(&fix, ios, n);
             for (unsigned i = 0; i < n; i++) {
                 ck_assert_msg(ios[i].status == KVT_OK, "size %lu io %u: %s",
@@ -82,7 +84,10 @@ START_TEST(damage_is_never_served)
     static const uint64_t places[] = {4096, 4096 + FIX_CHUNK_BYTES - 1, 0, 20, 130, 1024, 4095};
     for (unsigned i = 0; i < KVT_ARRAY_LEN(places); i++) {
         fixture_flip(&fix, fixture_slot_offset(1) + places[i]);
-        ck_assert_int_eq(fixture_read(&fix, 1, 1), KVT_ERR_CORRUPT);
+        if (i < 2)
+            ck_assert_int_eq(fixture_read(&fix, 1, 1), KVT_ERR_CORRUPT);
+        else /* the chunk itself is right */
+            ck_assert_int_eq(fixture_read_whole(&fix, 1, 1), KVT_ERR_CORRUPT);
         fixture_flip(&fix, fixture_slot_offset(1) + places[i]);
         ck_assert_int_eq(fixture_read(&fix, 1, 1), KVT_OK);
     }
@@ -120,9 +125,12 @@ START_TEST(a_file_cut_short_is_an_error)
     static const uint64_t ends[] = {(6 << 20) + 4096 - 100, 3 << 20, 5000, 4096, 0};
     for (unsigned i = 0; i < KVT_ARRAY_LEN(ends); i++) {
         ck_assert_int_eq(truncate(fix.config.disks[0].path, (off_t)(FIX_DATA_OFFSET + ends[i])), 0);
-        fixture_io(&fix, &io, KVT_IO_READ, 0, 8 << 20, 0, 0, big, 9);
-        fixture_run(&fix, &io, 1);
-        ck_assert_int_ne(io.status, KVT_OK);
+        for (int chunk_only = 0; chunk_only < 2; chunk_only++) {
+            fixture_io(&fix, &io, KVT_IO_READ, 0, 8 << 20, 0, 0, big, 9);
+            io.chunk_only = chunk_only;
+            fixture_run(&fix, &io, 1);
+            ck_assert_int_ne(io.status, KVT_OK);
+        }
     }
     /* The other disk goes on. */
     fixture_io(&fix, &io, KVT_IO_WRITE, 0, 8 << 20, FIX_DISK_SLABS, 0, big, 9);

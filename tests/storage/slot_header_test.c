@@ -18,7 +18,7 @@ static struct kvt_slot_header header_make(void)
     memset(header.ns_id, 0x3c, sizeof(header.ns_id));
     for (unsigned i = 0; i < 4; i++)
         header.sums[i] = i * 1234567;
-    header.digest = kvt_slot_header_digest(&header);
+    kvt_slot_header_seal(&header);
     return header;
 }
 
@@ -29,12 +29,43 @@ static enum kvt_status check_as(const struct kvt_slot_header *page,
                                  want->n_segments);
 }
 
-START_TEST(digest_is_that_of_the_page_without_itself)
+START_TEST(sums_are_those_of_the_page)
 {
     struct kvt_slot_header header = header_make();
     uint64_t digest = header.digest;
+    uint64_t page_sum = header.page_sum;
+    header.page_sum = 0;
+    ck_assert_uint_eq(XXH3_64bits(&header, sizeof(header)), page_sum);
     header.digest = 0;
+    header.generation = 0;
+    memset(&header.parent, 0, sizeof(header.parent));
     ck_assert_uint_eq(XXH3_64bits(&header, sizeof(header)), digest);
+}
+END_TEST
+
+/* What is known of a chunk makes its digest; anything else makes another. */
+START_TEST(a_chunk_is_known_without_its_page)
+{
+    struct kvt_slot_header good = header_make();
+    for (int field = 0; field < 8; field++) {
+        struct kvt_slot_header h = good;
+        h.key.bytes[31] ^= field == 1;
+        h.ns_id[0] ^= field == 2;
+        h.chunk_bytes += field == 3;
+        h.sums[0] ^= field == 4;
+        h.sums[3] ^= field == 5 ? UINT64_C(1) << 63 : 0;
+        h.n_segments -= field == 6;
+        h.digest ^= field == 7;
+        ck_assert_int_eq(
+            kvt_chunk_check(&h.key, h.ns_id, h.digest, h.chunk_bytes, h.sums, h.n_segments),
+            field == 0 ? KVT_OK : KVT_ERR_CORRUPT);
+    }
+    ck_assert_int_eq(
+        kvt_chunk_check(&good.key, good.ns_id, good.digest, good.chunk_bytes, good.sums, 0),
+        KVT_ERR_CORRUPT);
+    ck_assert_int_eq(kvt_chunk_check(&good.key, good.ns_id, good.digest, good.chunk_bytes,
+                                     good.sums, KVT_SEGMENTS_MAX + 1),
+                     KVT_ERR_CORRUPT);
 }
 END_TEST
 
@@ -74,7 +105,7 @@ START_TEST(another_page_is_refused)
             other.version++;
             want = KVT_ERR_VERSION;
         }
-        other.digest = kvt_slot_header_digest(&other);
+        kvt_slot_header_seal(&other);
         ck_assert_int_eq(check_as(&other, &good), want);
         /* Also with its own digest: each field is compared for itself. */
         if (field < 4)
@@ -83,8 +114,8 @@ START_TEST(another_page_is_refused)
                              KVT_ERR_CORRUPT);
     }
     struct kvt_slot_header stale = good;
-    stale.generation--;
-    stale.digest = kvt_slot_header_digest(&stale);
+    stale.sums[0]--;
+    kvt_slot_header_seal(&stale);
     ck_assert_int_eq(check_as(&stale, &good), KVT_ERR_CORRUPT);
 }
 END_TEST
@@ -115,7 +146,8 @@ int main(void)
     Suite *suite = suite_create("slot_header");
     TCase *tcase = tcase_create("checks");
     tcase_set_timeout(tcase, 60);
-    tcase_add_test(tcase, digest_is_that_of_the_page_without_itself);
+    tcase_add_test(tcase, sums_are_those_of_the_page);
+    tcase_add_test(tcase, a_chunk_is_known_without_its_page);
     tcase_add_test(tcase, every_flipped_bit_is_seen);
     tcase_add_test(tcase, another_page_is_refused);
     tcase_add_test(tcase, segments_are_checked_one_by_one);

@@ -25,13 +25,15 @@ enum kvt_io_type { KVT_IO_READ, KVT_IO_WRITE };
  * One slot's transfer. Owned by the core, which fills it; lent to the tier from submit until
  * poll() hands it back with status set.
  *
- * A write stores *header (complete, digest set) and the chunk. A read fetches both, and is KVT_OK
- * only if the header is the expected one (key, ns_id, digest) and every segment's checksum agrees:
- * the tier verifies, off the reactor's thread but for a little per poll (waking a worker costs more
- * than checking a small chunk). The header page then holds what was read.
+ * A write stores *header (sealed) and the chunk. A read fetches both, and is KVT_OK only if the
+ * header is the expected one (key, ns_id, digest) and every segment's checksum agrees; with
+ * chunk_only it fetches the chunk, and is KVT_OK only if its checksums, key and ns_id make the
+ * digest. The tier verifies, off the reactor's thread but for a little per poll (waking a worker
+ * costs more than checking a small chunk). The header page then holds the checksums.
  */
 struct kvt_io {
     enum kvt_io_type type;
+    bool chunk_only;        /* of a read */
     enum kvt_status status; /* set by the tier: OK, ERR_IO, ERR_CORRUPT, ERR_NOSPACE */
     uint32_t slab;          /* of the block tier */
     uint32_t slot;          /* in the slab: at slot * (slot_bytes + KVT_SLOT_HEADER_BYTES) */
