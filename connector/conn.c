@@ -200,8 +200,10 @@ static void ops_end_locked(struct kvt_session *s, struct kvt_conn *c)
 {
     for (uint32_t i = 0; i < s->n_slots; i++) {
         struct kvt_client_op *op = &s->slots[i];
-        struct kvt_conn *of = op->type == KVTIER_LOOKUP ? &s->control : &s->data;
-        if (of == c && (op->state == KVT_OP_QUEUED || op->state == KVT_OP_OPEN))
+        /* Before it is queued the rest of it is the submitting thread's alone. */
+        if (op->state != KVT_OP_QUEUED && op->state != KVT_OP_OPEN)
+            continue;
+        if (c == (op->type == KVTIER_LOOKUP ? &s->control : &s->data))
             kvt_op_stop_locked(s, op, s->closing ? KVT_ERR_CANCELED : KVT_ERR_UNREACH);
     }
 }
