@@ -2,10 +2,10 @@
 /*
  * put, get-chunk, exist, rm: single chunks for smoke tests, over libkvtier as an engine would.
  *
- * Their namespaces are of the model "kvctl", one for each size of a power of two from 4 KiB to
- * 256 MiB: however many files of whatever sizes a script puts, the agent sees 17 namespaces at
- * most. A chunk of theirs is the file, zeros, and a trailer with the file's size. With -n they
- * read, look up and delete in any other namespace; there a chunk is its bytes as they are.
+ * Their namespaces are of the model "kvctl", one for each of four sizes: however many files of
+ * whatever sizes a script puts, the agent sees no more. A chunk of theirs is the file, zeros, and a
+ * trailer with the file's size. With -n they read, look up and delete in any other namespace; there
+ * a chunk is its bytes as they are.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -24,8 +24,9 @@
 
 #define MODEL         KVCTL_NAME
 #define CHUNK_MIN     (4 * KVT_KIB)
-#define CHUNK_MAX     (256 * KVT_MIB)
-#define N_SIZES       17
+#define CHUNK_MAX     (16 * KVT_MIB)
+#define CHUNK_FACTOR  16 /* from one size to the next */
+#define N_SIZES       4
 #define TRAILER_MAGIC UINT64_C(0x31656c69666c766b) /* "kvlfile1" */
 
 struct trailer { /* the last bytes of a chunk */
@@ -67,6 +68,7 @@ static enum kvctl_exit session_open(const struct kvctl *k, kvt_session **session
         return KVCTL_OK;
     kvt_last_error(*session_p, why, sizeof(why));
     kvt_close(*session_p);
+    *session_p = NULL;
     return kvctl_fail(rc == KVTIER_ERR_TIMEOUT ? KVCTL_LATE : KVCTL_UNREACHABLE,
                       "%s opens no session: %s; is this an agent's session socket?", k->socket_path,
                       why[0] != '\0' ? why : kvt_strerror(rc));
@@ -94,6 +96,11 @@ static enum kvctl_exit status_fail(const char *what, const char *key, int status
     case KVTIER_ERR_EXISTS:
         return kvctl_fail(KVCTL_FAILED, "%s: %s is held already; 'kvctl rm %s' first", what, key,
                           key);
+    case KVTIER_ERR_INVAL:
+        return kvctl_fail(KVCTL_FAILED,
+                          "%s: the agent takes no chunk of this size; it must fit host.slab_bytes "
+                          "and nvme.slab_bytes, see 'kvctl config get'",
+                          what);
     case KVTIER_ERR_NOSPACE:
         return kvctl_fail(KVCTL_FAILED,
                           "%s: no room in host memory; see 'kvctl get tiers' and "
@@ -115,19 +122,28 @@ static int op_wait(const struct kvctl *k, kvt_session *session, uint64_t op, int
     return done->status != KVTIER_OK || item == NULL ? done->status : *item;
 }
 
-/* The size of the own namespace that holds the key; 0: none does. */
-static int own_find(const struct kvctl *k, kvt_session *session, const uint8_t *key,
+/*
+ * The size of the own namespace that holds the key; 0: none does. An agent whose slabs are too
+ * small for a size refuses its namespace, and with it the session: then it is another one
+ * afterwards.
+ */
+static int own_find(const struct kvctl *k, kvt_session **session_p, const uint8_t *key,
                     uint64_t *chunk_bytes_p)
 {
     kvtier_completion done;
     uint64_t op;
     *chunk_bytes_p = 0;
-    for (uint64_t bytes = CHUNK_MIN; bytes <= CHUNK_MAX; bytes *= 2) {
+    for (uint64_t bytes = CHUNK_MIN; bytes <= CHUNK_MAX; bytes *= CHUNK_FACTOR) {
         kvtier_namespace desc = own_namespace(bytes);
-        int ns = kvt_namespace(session, &desc);
-        int rc = ns < 0 ? ns : kvt_lookup(session, ns, key, 1, 0, 0, NULL, NULL, &op);
+        int ns = kvt_namespace(*session_p, &desc);
+        int rc = ns < 0 ? ns : kvt_lookup(*session_p, ns, key, 1, 0, 0, NULL, NULL, &op);
         if (rc == KVTIER_OK)
-            rc = op_wait(k, session, op, NULL, &done);
+            rc = op_wait(k, *session_p, op, NULL, &done);
+        if (rc == KVTIER_ERR_INVAL && bytes > CHUNK_MIN) {
+            kvt_close(*session_p);
+            *session_p = NULL;
+            return session_open(k, session_p) == KVCTL_OK ? KVTIER_OK : KVTIER_ERR_UNREACH;
+        }
         if (rc != KVTIER_OK)
             return rc;
         if (done.n_ok == 1) {
@@ -186,7 +202,7 @@ static int own_store(const struct kvctl *k, kvt_session *session, const uint8_t 
     int32_t status = KVTIER_OK;
     kvtier_completion done;
     while (chunk_bytes < bytes + sizeof(trailer))
-        chunk_bytes *= 2;
+        chunk_bytes *= CHUNK_FACTOR;
     uint64_t n_zeros = chunk_bytes - bytes - sizeof(trailer);
     uint8_t *zeros = calloc(1, n_zeros + 1);
     if (zeros == NULL)
@@ -227,7 +243,7 @@ enum kvctl_exit kvctl_run_put(struct kvctl *k, int argc, char **argv)
         free(data);
         return code;
     }
-    int rc = own_find(k, session, key, &held_bytes);
+    int rc = own_find(k, &session, key, &held_bytes);
     if (rc == KVTIER_OK && held_bytes > 0)
         rc = KVTIER_ERR_EXISTS;
     if (rc == KVTIER_OK)
@@ -315,14 +331,14 @@ static bool file_bytes(const uint8_t *data, uint64_t chunk_bytes, uint64_t *byte
     return trailer.magic == TRAILER_MAGIC && trailer.file_bytes <= chunk_bytes - sizeof(trailer);
 }
 
-static enum kvctl_exit chunk_get(struct kvctl *k, kvt_session *session, const struct kvctl_ns *ns,
-                                 const uint8_t *key, char **argv)
+static enum kvctl_exit chunk_get(struct kvctl *k, kvt_session **session_p,
+                                 const struct kvctl_ns *ns, const uint8_t *key, char **argv)
 {
     uint64_t chunk_bytes = 0, bytes;
     int rc = KVTIER_OK;
     bool own = ns->message == NULL;
     if (own)
-        rc = own_find(k, session, key, &chunk_bytes);
+        rc = own_find(k, session_p, key, &chunk_bytes);
     if (own && rc == KVTIER_OK && chunk_bytes == 0)
         rc = KVTIER_ERR_MISS;
     if (rc != KVTIER_OK)
@@ -331,7 +347,7 @@ static enum kvctl_exit chunk_get(struct kvctl *k, kvt_session *session, const st
     uint8_t *data = calloc(1, desc.chunk_bytes);
     if (data == NULL)
         return kvctl_fail(KVCTL_FAILED, "out of memory");
-    rc = chunk_load(k, session, &desc, key, data);
+    rc = chunk_load(k, *session_p, &desc, key, data);
     bytes = desc.chunk_bytes;
     enum kvctl_exit code;
     if (rc != KVTIER_OK)
@@ -359,7 +375,7 @@ enum kvctl_exit kvctl_run_get_chunk(struct kvctl *k, int argc, char **argv)
     if (code == KVCTL_OK)
         code = session_open(k, &session);
     if (code == KVCTL_OK) {
-        code = chunk_get(k, session, &ns, key, argv);
+        code = chunk_get(k, &session, &ns, key, argv);
         kvt_close(session);
     }
     kvctl_ns_free(&ns);

@@ -111,6 +111,12 @@ static void check_control(struct doctor *d)
     ProtobufCMessage *reply;
     if (d->pid == 0 && kvctl_socket_probe(d->k->control_path, SOCK_STREAM, NULL) == ENOENT)
         return; /* said of the other socket */
+    if (d->pid != 0 && kvctl_socket_probe(d->k->control_path, SOCK_STREAM, NULL) == ENOENT) {
+        doctor_add(d, DOCTOR_NOTE, "set control.path: auto, or name the socket with --control",
+                   "control %s is not there: this agent cannot be asked or steered",
+                   d->k->control_path);
+        return;
+    }
     if (!socket_check(d, d->k->control_path, SOCK_STREAM, "control", NULL))
         return;
     enum kvctl_exit code = kvctl_call_quiet(d->k, "GetConfig", &request.base, &reply);
@@ -250,9 +256,14 @@ static void check_config(struct doctor *d)
         return;
     }
     free(text);
-    doctor_add(d, DOCTOR_OK, "", "%s%s", have_file ? file : "the defaults",
-               have_file ? " is good"
-                         : " (there is no " CONFIG_DEFAULT ", --config names another)");
+    if (d->pid != 0)
+        doctor_add(d, DOCTOR_NOTE, "name the agent's config with --config",
+                   "the running agent cannot be asked for its config; what follows goes by %s",
+                   have_file ? file : "the defaults");
+    else
+        doctor_add(d, DOCTOR_OK, "", "%s%s", have_file ? file : "the defaults",
+                   have_file ? " is good"
+                             : " (there is no " CONFIG_DEFAULT ", --config names another)");
     argv[1] = print;
     text = program_output(argv, STDOUT_FILENO, &code);
     if (text != NULL)
