@@ -455,6 +455,45 @@ class SGLang(TestCase):
             written(name, '{"rope_theta": 1}')
             self.assertEqual((found(), found()), (0, 256), name)
 
+    def test_weights_from_the_hub(self):
+        cache = os.path.join(self.folder, "hub")
+        commits = [str(n) * 40 for n in range(2)]
+        for commit in commits:
+            folder = os.path.join(cache, "models--org--name", "snapshots", commit)
+            os.makedirs(folder)
+            with open(os.path.join(folder, "model.safetensors"), "w", encoding="ascii") as file:
+                file.write(commit)
+        os.makedirs(os.path.join(cache, "models--org--name", "refs"))
+
+        def server(name):
+            args = types.SimpleNamespace(model_path=name, revision=None)
+            with mock.patch("sglang.srt.runtime_context.get_server_args", lambda: args), \
+                    mock.patch("huggingface_hub.constants.HF_HUB_CACHE", cache):
+                return Server(self, kvtier_revision="")
+
+        for commit in commits:  # the hub's branch goes on
+            with open(os.path.join(cache, "models--org--name", "refs", "main"), "w",
+                      encoding="ascii") as file:
+                file.write(commit)
+            one = server("org/name")
+            self.assertEqual(one.prefetch(RadixKey(tokens(256)))[0], 0)
+            self.assertEqual(one.backup(RadixKey(tokens(256)), one.fill(256)), 256)
+            self.assertEqual(server("org/name").prefetch(RadixKey(tokens(256)))[0], 256)
+        with self.assertRaisesRegex(ValueError, "kvtier_revision"):
+            server("org/other")
+
+    def test_clear(self):
+        server, other = Server(self), Server(self, model="other")
+        for one in (server, other):
+            self.assertEqual(one.backup(RadixKey(tokens(256)), one.fill(256)), 256)
+        if not os.path.exists(self.agent.socket.removesuffix(".sock") + ".control.sock"):
+            with self.assertRaises(kvtier.UnreachableError):
+                server.storage.clear()
+            return
+        server.storage.clear()
+        self.assertEqual(server.prefetch(RadixKey(tokens(256)))[0], 0)
+        self.assertEqual(other.prefetch(RadixKey(tokens(256)))[0], 256)
+
     def test_metrics(self):
         server = Server(self)
         self.assertIsNone(server.storage.get_stats())

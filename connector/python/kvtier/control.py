@@ -54,13 +54,14 @@ _service, messages = _load()
 """messages: class by name, such as messages["ChunkFilter"]."""
 
 
-def default_path() -> str:
-    """$KVTIER_CONTROL, else the control socket beside the session socket."""
+def default_path(session: str | os.PathLike[str] | None = None) -> str:
+    """$KVTIER_CONTROL, else the control socket beside the session socket. session: its path;
+    None: $KVTIER_SOCKET, else the agent's default."""
     named = os.environ.get("KVTIER_CONTROL")
     if named:
         return named
-    session = os.environ.get("KVTIER_SOCKET") or _SOCKET
-    return session.removesuffix(".sock") + ".control.sock"
+    session = session or os.environ.get("KVTIER_SOCKET") or _SOCKET
+    return os.fspath(session).removesuffix(".sock") + ".control.sock"
 
 
 def _enum(name: str, value: int | str) -> int:

@@ -37,8 +37,10 @@ def file_digest(path: str) -> bytes:
 
 
 def folder_digest(folder: str) -> bytes | None:
-    """Of the weights in a folder; None when it is no folder or has none."""
+    """Of the weights in a folder, or of a file of weights; None when there are none."""
     try:
+        if os.path.isfile(folder):
+            return file_digest(folder)
         names = sorted(n for n in os.listdir(folder) if n.endswith(_WEIGHTS))
         if not names:
             return None

@@ -40,6 +40,7 @@ log = logging.getLogger("kvtier.sglang")
 _PREFIX = "kvtier_"
 _SEGMENTS_MAX = 384
 _LOG_S = 10  # what goes wrong in every call is said so often
+_CLEAR_S = 60
 _STATS_MAX = 1024  # batches kept for SGLang's metrics, which take them every few seconds
 
 
@@ -114,6 +115,15 @@ def _statuses(done: Op) -> list[int]:
     return [] if done.statuses is None else done.statuses.tolist()
 
 
+def _local(path: str, revision: str | None = None) -> str:
+    """Where the files of a model or adapter are: the path, or what was loaded from the hub to a
+    folder of this machine. Raises what the hub's client raises where nothing was."""
+    if os.path.exists(path):
+        return path
+    from huggingface_hub import snapshot_download
+    return snapshot_download(path, revision=revision, local_files_only=True)
+
+
 def _revision() -> str:
     """Of this server's weights, and of what else changes the KV that they make."""
     from sglang.srt.runtime_context import get_server_args
@@ -122,15 +132,16 @@ def _revision() -> str:
              "attention_backend", "prefill_attention_backend", "model_impl")
     facts: dict[str, Any] = {name: str(getattr(args, name, None)) for name in names}
     # SGLang's keys know an adapter by its name and path, whatever is in its files today.
-    facts["lora"] = {f"{ref.lora_name} {ref.lora_path}": (folder_digest(ref.lora_path) or b"").hex()
-                     for ref in getattr(args, "lora_paths", None) or []}
+    facts["lora"] = {
+        f"{ref.lora_name} {ref.lora_path}": (folder_digest(_local(ref.lora_path)) or b"").hex()
+        for ref in getattr(args, "lora_paths", None) or []}
     config = {}
-    file = os.path.join(str(args.model_path), "config.json")
+    model = _local(str(args.model_path), getattr(args, "revision", None))
+    file = os.path.join(model, "config.json")
     if os.path.exists(file):
         with open(file, encoding="utf-8") as text:
             config = json.load(text)
-    return model_revision(str(args.model_path), str(getattr(args, "revision", "") or ""), config,
-                          facts)
+    return model_revision(model, str(getattr(args, "revision", "") or ""), config, facts)
 
 
 class KVTierStorage(HiCacheStorage):
@@ -190,7 +201,7 @@ class KVTierStorage(HiCacheStorage):
             raise ValueError(f"kvtier.sglang: pages of {type(pool).__name__} differ in size; "
                              "this pool is not supported")
         self._pool, self._sizes = pool, tuple(int(size) for size in sizes[:half])
-        descriptor = self._describe(pool)
+        descriptor = self._descriptor = self._describe(pool)
         self._handle = self._client.namespace(descriptor)
         log.info("KVTier: %d bytes per page of %d tokens, layout %s, model %s %s",
                  descriptor.chunk_bytes, page, descriptor.layout, descriptor.model,
@@ -337,6 +348,16 @@ class KVTierStorage(HiCacheStorage):
     def set(self, key: str, value: Any = None, target_location: Any = None,
             target_sizes: Any = None) -> bool:
         return self.batch_set([key], [value])
+
+    def clear(self) -> None:
+        """Deletes this rank's pages, but for those that somebody pinned. For SGLang's HTTP request
+        to clear the storage: raises what went wrong, and SGLang answers that it failed."""
+        from .control import Control, default_path
+        wanted = dataclasses.asdict(self._descriptor)
+        with Control(default_path(self._settings.socket or None)) as agent:
+            for space in agent.namespaces():
+                if all(getattr(space, name) == value for name, value in wanted.items()):
+                    agent.wait_job(agent.clear(namespace_id=space.id), _CLEAR_S)
 
     def close(self) -> None:
         """Ends the session; calls answer misses from now on."""
