@@ -268,6 +268,8 @@ class SGLang(TestCase):
                     {"kvtier_revision": "r"}, {"kvtier_model": "x"}):
             with self.subTest(**how):
                 self.assertEqual(Server(self, **how).prefetch(RadixKey(tokens(256)))[0], 0)
+        with mock.patch("sglang.__version__", "0.5.99"):
+            self.assertEqual(Server(self).prefetch(RadixKey(tokens(256)))[0], 0)
         for how in ({"extra_key": "adapter"}, {"cache_salt": "tenant"}, {"extra_key": ""}):
             with self.subTest(**how):
                 self.assertEqual(server.prefetch(RadixKey(tokens(256), **how))[0], 0)

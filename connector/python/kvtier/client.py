@@ -107,7 +107,7 @@ def _keys(keys: Any, parent: bytes | None) -> tuple[Any, int, Any]:
 
 def _statuses(given: np.ndarray | None, n: int) -> np.ndarray:
     if given is None:
-        return np.empty(n, np.int32)
+        return np.full(n, _UNREACH, np.int32)
     if (given.dtype != np.int32 or given.ndim != 1 or len(given) < n or
             not given.flags.c_contiguous or not given.flags.writeable):
         raise InvalidError(f"statuses: wanted a contiguous int32 array with room for {n}")

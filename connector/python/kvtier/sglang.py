@@ -26,6 +26,7 @@ import os
 import time
 from typing import Any, Callable, Sequence
 
+import sglang
 import torch
 from sglang.srt.mem_cache import utils as sglang_utils
 from sglang.srt.mem_cache.hicache_storage import HiCacheStorage
@@ -146,7 +147,7 @@ def _revision() -> str:
 
 class KVTierStorage(HiCacheStorage):
     """Built by SGLang as cls(storage_config, kwargs). A wrong setting or a pool that is not
-    understood raises ValueError at the start of the server; nothing raises afterwards."""
+    understood raises ValueError at the start of the server; no data call raises afterwards."""
 
     def __init__(self, storage_config: Any, kwargs: dict[str, Any] | None = None) -> None:
         extra = getattr(storage_config, "extra_config", None) or {}
@@ -223,8 +224,9 @@ class KVTierStorage(HiCacheStorage):
         wanted = min(max(n_layers, 1), _SEGMENTS_MAX)
         shape = ("layer_num", "head_num", "head_dim", "v_head_dim", "kv_lora_rank",
                  "qk_rope_head_dim", "start_layer", "end_layer")
-        facts = [type(pool).__name__, pool.layout, str(pool.dtype), self._sizes, self._zero_copy,
-                 *(getattr(pool, name, None) for name in shape),
+        # What a pool calls page_first in one release may be something else in the next.
+        facts = [sglang.__version__, type(pool).__name__, pool.layout, str(pool.dtype),
+                 self._sizes, self._zero_copy, *(getattr(pool, name, None) for name in shape),
                  getattr(config, "attn_cp_rank", 0), getattr(config, "attn_cp_size", 1)]
         digest = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
         try:
