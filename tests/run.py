@@ -23,6 +23,9 @@ THREADED_SUITES = ("base", "storage", "connector", "daemon", "gpu")
 # Suites that need the real programs and minutes rather than seconds: the gcc build runs them.
 WHOLE_PROGRAM_SUITES = ("robust",)
 
+# Which seeds a test drew, and how many runs it made of them: shown whether it passed or not.
+SEED_LINE = re.compile(r"^(?:# )?(.*\bKVT_SEED=\d+|seeds from \d+|\d+ runs, .*)$", re.M)
+
 
 class Report:
     """Counts test cases and shows what happens while it happens."""
@@ -154,19 +157,23 @@ class Build:
         status, out = command(cmd, env)
         took = time.monotonic() - began
         passed = failed = skipped = 0
-        logs = []
+        logs, drawn = [], []
         if os.path.exists(log):
             with open(log, encoding="utf-8") as file:
                 for line in file:
-                    result = count(json.loads(line))
+                    entry = json.loads(line)
+                    result = count(entry)
                     passed, failed = passed + result[0], failed + result[1]
                     skipped += result[2]
                     logs += result[3]
+                    drawn += SEED_LINE.findall(entry.get("stdout", ""))
         if status != 0 and failed == 0:
             failed = 1
             logs.append(out)
         name = f"{self.name} {suite} ({took:.1f}s)"
         self.report.add(name, passed, failed, skipped, "\n".join(logs))
+        if drawn:
+            self.report.log("\n".join(drawn))
 
 
 def fixed_addresses():
