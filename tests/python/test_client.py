@@ -95,6 +95,15 @@ class Calls(TestCase):
             client.store(ns, key(1), [pattern(1), pattern(2)])
         with self.assertRaisesRegex(kvtier.InvalidError, "read only"):
             client.load(ns, key(1), [bytes(CHUNK)])
+        with self.assertRaisesRegex(kvtier.InvalidError, "share"):
+            shared = np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (CHUNK,), (0,))
+            client.load(ns, key(1), [shared])
+        for memory, word in (([None], "NoneType.*buffer protocol"), ([[1, 2]], "list"),
+                             ([np.array([None])], "Python objects"),
+                             (bytearray(CHUNK), "one for each chunk"),
+                             (np.zeros(CHUNK, np.uint8), "one for each chunk")):
+            with self.assertRaisesRegex(kvtier.InvalidError, word):
+                client.store(ns, key(1), memory)
         with self.assertRaisesRegex(kvtier.InvalidError, "namespace"):
             client.lookup(ns + 1, key(1))
         with self.assertRaisesRegex(kvtier.InvalidError, "int32"):

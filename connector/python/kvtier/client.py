@@ -365,7 +365,7 @@ class Client:
         TIMEOUT; 0: in 30 s. stream: as in submit_store(). Raises as submit_lookup()."""
         layouts = layouts_of(memory)
         if layouts.readonly:
-            raise InvalidError("load: memory that is read only")
+            raise InvalidError("load: memory that is read only, or that elements of a view share")
         return self._submit_transfer(Op("load", context, None, queued), namespace, keys, layouts,
                                      parent, 0, deadline_ns, statuses, stream)
 

@@ -95,7 +95,7 @@ class Layouts:
         lists, readonly, devices = [], False, set()
         for i, owner in enumerate(owners):
             base, dims, item_bytes, fixed = _view(owner)
-            readonly |= fixed
+            readonly |= fixed or any(length > 1 and stride == 0 for length, stride in dims)
             devices.add(_device(owner))
             loops, run = _loops(dims, item_bytes)
             entry = array[i]
@@ -121,6 +121,8 @@ def layouts_of(memory: Memory) -> Layouts:
         return memory
     if isinstance(memory, np.ndarray) and memory.dtype == LAYOUT:
         return Layouts(memory, memory)
+    if isinstance(memory, (bytes, bytearray, memoryview)) or getattr(memory, "ndim", 2) < 2:
+        raise InvalidError("memory: one buffer; wanted a sequence with one for each chunk")
     return Layouts.of_buffers(memory)
 
 
@@ -140,7 +142,11 @@ def _view(owner: Any) -> tuple[int, list[tuple[int, int]], int, bool]:
         item = owner.element_size()
         return (owner.data_ptr(), [(n, s * item) for n, s in zip(owner.shape, owner.stride())],
                 item, False)
-    array = owner if isinstance(owner, np.ndarray) else np.asarray(memoryview(owner))
+    try:
+        array = owner if isinstance(owner, np.ndarray) else np.asarray(memoryview(owner))
+    except (TypeError, ValueError) as err:
+        raise InvalidError(f"layouts: {type(owner).__name__}: {err}; wanted NumPy arrays, tensors "
+                           "or objects with the buffer protocol") from err
     if array.dtype.hasobject:
         raise InvalidError("layouts: an array of Python objects has no bytes to store")
     return (address_of(array), list(zip(array.shape, array.strides)), array.itemsize,
