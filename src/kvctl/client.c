@@ -210,12 +210,24 @@ static enum kvctl_exit status_code(grpc_status_code code)
     }
 }
 
+/* What the agent says of a failure may hold names that a client chose. */
+static void details_text(grpc_slice details, char *text, size_t bytes)
+{
+    size_t n = KVT_MIN(GRPC_SLICE_LENGTH(details), bytes - 1);
+    memcpy(text, GRPC_SLICE_START_PTR(details), n);
+    text[n] = '\0';
+    for (char *c = text; *c != '\0'; c++) {
+        if ((unsigned char)*c < ' ' || *c == 0x7f)
+            *c = '?';
+    }
+}
+
 static enum kvctl_exit answer_report(struct kvctl *k, const struct answer *answer,
                                      const char *method)
 {
     enum kvctl_exit code = status_code(answer->code);
-    int n = (int)KVT_MIN(GRPC_SLICE_LENGTH(answer->details), 1024);
-    const char *text = (const char *)GRPC_SLICE_START_PTR(answer->details);
+    char text[1024];
+    details_text(answer->details, text, sizeof(text));
     int err =
         code == KVCTL_UNREACHABLE ? kvctl_socket_probe(k->control_path, SOCK_STREAM, NULL) : 0;
     if (code == KVCTL_OK)
@@ -231,8 +243,8 @@ static enum kvctl_exit answer_report(struct kvctl *k, const struct answer *answe
         return kvctl_fail(code, "the agent at %s knows no %s; it is of another version than kvctl",
                           k->control_path, method);
     if (code == KVCTL_UNREACHABLE)
-        return kvctl_fail(code, "%s: %.*s", k->control_path, n, text);
-    return kvctl_fail(code, "%.*s", n, text);
+        return kvctl_fail(code, "%s: %s", k->control_path, text);
+    return kvctl_fail(code, "%s", text);
 }
 
 /* --- one answer ------------------------------------------------------------------------------ */

@@ -83,8 +83,7 @@ static void list_text(const json_t *list, char text[KVCTL_TEXT_BYTES])
         snprintf(text, KVCTL_TEXT_BYTES, "-");
 }
 
-/* Names come from clients: what would steer a terminal is not passed on. */
-static void string_text(const char *string, char text[KVCTL_TEXT_BYTES])
+void kvctl_string_text(const char *string, char text[KVCTL_TEXT_BYTES])
 {
     snprintf(text, KVCTL_TEXT_BYTES, "%s", string[0] != '\0' ? string : "-");
     for (char *c = text; *c != '\0'; c++) {
@@ -99,7 +98,7 @@ void kvctl_text(const char *name, const json_t *value, char text[KVCTL_TEXT_BYTE
     if (value == NULL || json_is_null(value))
         snprintf(text, KVCTL_TEXT_BYTES, "-");
     else if (json_is_string(value))
-        string_text(json_string_value(value), text);
+        kvctl_string_text(json_string_value(value), text);
     else if (json_is_boolean(value))
         snprintf(text, KVCTL_TEXT_BYTES, "%s", json_is_true(value) ? "yes" : "no");
     else if (json_is_array(value))

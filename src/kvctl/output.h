@@ -59,6 +59,8 @@ const json_t *kvctl_field(const json_t *object, const char *path);
 #define KVCTL_TEXT_BYTES 256
 /** A value as a person reads it; name: of the field, for its unit. */
 void kvctl_text(const char *name, const json_t *value, char text[KVCTL_TEXT_BYTES]);
+/** A string without what would steer a terminal: names come from clients. "-" for "". */
+void kvctl_string_text(const char *string, char text[KVCTL_TEXT_BYTES]);
 /** "12.3 MiB", three digits. */
 void kvctl_bytes_text(double bytes, char text[KVCTL_TEXT_BYTES]);
 

@@ -90,17 +90,20 @@ static bool tier_draw(void *arg, const ProtobufCMessage *item)
     struct screen *s = arg;
     const Kvtier__V1__TierInfo *tier = KVCTL_AS(Kvtier__V1__TierInfo, item);
     char used[KVCTL_TEXT_BYTES], room[KVCTL_TEXT_BYTES], bar[BAR_WIDTH + 1];
+    char name[KVCTL_TEXT_BYTES], note[KVCTL_TEXT_BYTES];
     double share =
         tier->capacity_bytes > 0 ? (double)tier->used_bytes / (double)tier->capacity_bytes : 0.0;
     unsigned n = (unsigned)(KVT_MIN(share, 1.0) * BAR_WIDTH);
     memset(bar, '.', BAR_WIDTH);
     memset(bar, '#', n);
     bar[BAR_WIDTH] = '\0';
+    kvctl_string_text(tier->name, name);
+    kvctl_string_text(tier->note, note);
     kvctl_bytes_text((double)tier->used_bytes, used);
     kvctl_bytes_text((double)tier->capacity_bytes, room);
-    line(&s->frame, "  %-5s [%s] %3.0f %%  %s of %s, %" PRIu64 " chunks%s%s", tier->name, bar,
+    line(&s->frame, "  %-5s [%s] %3.0f %%  %s of %s, %" PRIu64 " chunks%s%s", name, bar,
          100.0 * share, used, room, tier->n_chunks, tier->degraded ? "  DEGRADED: " : "",
-         tier->degraded ? tier->note : "");
+         tier->degraded ? note : "");
     return true;
 }
 
@@ -156,6 +159,7 @@ static enum kvctl_exit frame_draw(struct screen *s)
     struct winsize size = {.ws_row = 0};
     ProtobufCMessage *reply = NULL;
     char state[KVCTL_TEXT_BYTES], uptime[KVCTL_TEXT_BYTES];
+    char version[KVCTL_TEXT_BYTES], hostname[KVCTL_TEXT_BYTES];
     s->frame.n = s->frame.lines = 0;
     s->frame.lines_max =
         s->terminal && ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_row > 1
@@ -167,10 +171,10 @@ static enum kvctl_exit frame_draw(struct screen *s)
         protobuf_c_message_free_unpacked(reply, NULL);
         kvctl_text("state", kvctl_field(node, "state"), state);
         kvctl_text("uptime_ms", kvctl_field(node, "uptime_ms"), uptime);
+        kvctl_text("version", kvctl_field(node, "version"), version);
+        kvctl_text("hostname", kvctl_field(node, "hostname"), hostname);
         line(&s->frame, "%skvtierd %s%s on %s: %s, up %s%s", kvctl_color(&s->k->style, KVCTL_BOLD),
-             json_string_value(kvctl_field(node, "version")),
-             kvctl_color(&s->k->style, KVCTL_PLAIN),
-             json_string_value(kvctl_field(node, "hostname")), state, uptime,
+             version, kvctl_color(&s->k->style, KVCTL_PLAIN), hostname, state, uptime,
              s->keys ? "    (q: quit)" : "");
         json_decref(node);
         code = kvctl_sample_take(s->k, &s->now);

@@ -13,7 +13,7 @@ import time
 import unittest
 
 import program_test
-from program_test import FAILED, KEY, LATE, UNREACHABLE
+from program_test import BAD, FAILED, KEY, LATE, UNREACHABLE
 
 OTHER_AGENT = ""
 WAIT_S = 60
@@ -47,6 +47,12 @@ class TestCase(program_test.TestCase):
         return run
 
 
+    def terminal(self, *args, **env):
+        terminal = program_test.Terminal(program_test.KVCTL, *args, "--socket", self.socket, **env)
+        self.addCleanup(terminal.close)
+        return terminal
+
+
 class Versions(TestCase):
     def test_old(self):
         self.agent("old")
@@ -64,6 +70,20 @@ class Versions(TestCase):
         for kind in ("tiers", "sessions", "chunks", "leases", "pins", "jobs", "namespaces"):
             self.assertEqual(json.loads(self.kvctl("get", kind, "-o", "json")[0]), {kind: []})
             self.assertEqual(len(self.kvctl("get", kind)[0].splitlines()), 1)
+
+    def test_empty_answers(self):
+        """Messages without a field that kvctl knows: each verb says something, and none crashes."""
+        self.agent("new")
+        codes = {"describe": {0, 1}, "lookup": {1}, "exist": {1}, "rm": {1}, "unpin": {1},
+                 "prefetch": {4}, "demote": {4}, "clear": {4}, "verify": {4}}
+        for args in CALLS:
+            once = ["--count", "1", "--interval", "50ms"] if args[0] == "top" or "-w" in args else []
+            for output in ("table", "json", "yaml"):
+                done = self.start(*args, *once, "-o", output)
+                out = done.stdout.read()
+                done.stdout.close()
+                self.assertIn(done.wait(WAIT_S), codes.get(args[0], {0}), (args, output))
+                self.assertTrue(out or done.stderr.read(), (args, output))
 
     def test_nonsense(self):
         self.agent("nonsense")
@@ -143,6 +163,54 @@ class Lists(TestCase):
             print(f"peak memory of -o {output}: {few} KiB for {N_CHUNKS // 10} chunks, "
                   f"{many} KiB for {N_CHUNKS}")
             self.assertLess(many, few + 2048)
+
+
+class Jobs(TestCase):
+    def test_progress_and_damage(self):
+        self.agent("job", "20")
+        out, errors = self.kvctl("verify", "-o", "json", code=BAD)
+        found = json.loads(out)
+        self.assertEqual((found["state"], found["n_looked"], found["n_bad"]), ("done", 20, 1))
+        self.assertIn("verify: 100 % (20 of 20) 19 of 20 chunks, 1 bad", errors)
+
+    def test_no_wait(self):
+        self.agent("job", "20")
+        out, errors = self.kvctl("verify", "--no-wait", "-o", "json")
+        self.assertEqual((json.loads(out)["state"], errors), ("running", ""))
+
+    def test_bar_on_a_terminal(self):
+        self.agent("job", "20")
+        terminal = self.terminal("verify")
+        self.assertRegex(terminal.until("19 of 20 chunks, 1 bad[\\s\\S]*n_bad"), r"verify \[#{30}\] 100 %")
+
+
+class Screen(TestCase):
+    def test_colours_on_a_terminal_alone(self):
+        self.agent("many", "3")
+        self.assertNotIn("\033", self.kvctl("get", "chunks")[0])
+        self.assertIn("\033[1m", self.kvctl("get", "chunks", "--color", "always")[0])
+        for env, colours in (({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)):
+            terminal = self.terminal("get", "chunks", **env)
+            terminal.until("020{10}")
+            self.assertEqual("\033[1m" in terminal.seen, colours, env)
+
+    def test_top(self):
+        """Draws on a screen of its own, leaves at q and gives the old screen back."""
+        self.agent("new")
+        terminal = self.terminal("top", "--interval", "50ms")
+        shown = terminal.until(r"kvtierd 99\.0\.0[\s\S]*q: quit[\s\S]*hit ratio[\s\S]*NAMESPACE")
+        self.assertIn("lookups/s", shown)
+        terminal.send("q")
+        _, status = os.waitpid(terminal.pid, 0)
+        terminal.pid = None
+        self.assertEqual(os.waitstatus_to_exitcode(status), 0)
+        self.assertIn("\033[?1049h", terminal.seen)
+
+    def test_top_without_a_terminal(self):
+        self.agent("new")
+        out, _ = self.kvctl("top", "--interval", "50ms", "--count", "3")
+        self.assertEqual(out.count("hit ratio"), 3)
+        self.assertNotIn("\033", out)
 
 
 class Restart(TestCase):

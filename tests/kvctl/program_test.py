@@ -218,7 +218,7 @@ class Terminal:
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
             os.execvpe(args[0], args, {**os.environ, "TERM": "xterm", **env})
-        self.text = ""
+        self.text = self.seen = ""  # not yet returned by until(); all
 
     def send(self, text):
         os.write(self.fd, text.encode())
@@ -236,6 +236,7 @@ class Terminal:
             if not data:
                 raise AssertionError(f"ended without {pattern!r}: {self.text!r}")
             self.text += data.decode(errors="replace")
+            self.seen += data.decode(errors="replace")
         found = self.plain()
         self.text = ""
         return found
@@ -245,7 +246,8 @@ class Terminal:
 
     def close(self):
         os.close(self.fd)
-        os.waitpid(self.pid, 0)
+        if self.pid is not None:
+            os.waitpid(self.pid, 0)
 
 
 class Shells(TestCase):
