@@ -23,8 +23,10 @@ THREADED_SUITES = ("base", "storage", "connector", "daemon", "gpu")
 # Suites that need the real programs and minutes rather than seconds: the gcc build runs them.
 WHOLE_PROGRAM_SUITES = ("robust",)
 
-# Which seeds a test drew, and how many runs it made of them: shown whether it passed or not.
-SEED_LINE = re.compile(r"^(?:# )?(.*\bKVT_SEED=\d+|seeds from \d+|\d+ runs, .*)$", re.M)
+# Which seeds a test drew, how many runs it made of them, and what was skipped: shown also where
+# everything passed.
+SHOWN_LINE = re.compile(r"^(?:# )?(.*\bKVT_SEED=\d+|seeds from \d+|\d+ runs, .*|ok\b.*# ?SKIP.*"
+                        r"|.* \.\.\. skipped .*)$", re.M | re.I)
 
 
 class Report:
@@ -157,7 +159,7 @@ class Build:
         status, out = command(cmd, env)
         took = time.monotonic() - began
         passed = failed = skipped = 0
-        logs, drawn = [], []
+        logs, shown = [], []
         if os.path.exists(log):
             with open(log, encoding="utf-8") as file:
                 for line in file:
@@ -166,14 +168,15 @@ class Build:
                     passed, failed = passed + result[0], failed + result[1]
                     skipped += result[2]
                     logs += result[3]
-                    drawn += SEED_LINE.findall(entry.get("stdout", ""))
+                    shown += SHOWN_LINE.findall(entry.get("stdout", ""))
+                    shown += SHOWN_LINE.findall(entry.get("stderr", ""))
         if status != 0 and failed == 0:
             failed = 1
             logs.append(out)
         name = f"{self.name} {suite} ({took:.1f}s)"
         self.report.add(name, passed, failed, skipped, "\n".join(logs))
-        if drawn:
-            self.report.log("\n".join(drawn))
+        if shown:
+            self.report.log("\n".join(shown))
 
 
 def fixed_addresses():
@@ -389,6 +392,8 @@ def python_tests(report, name, requirements, *test_args):
     passed = int(ran[1]) - bad - skipped if ran else 0
     report.add(f"{name} ({time.monotonic() - began:.1f}s)", max(passed, 0),
                max(bad, int(status != 0)), skipped, out)
+    if status == 0 and skipped > 0:
+        report.log("\n".join(SHOWN_LINE.findall(out)))
 
 
 def part_python(report):
