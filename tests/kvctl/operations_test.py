@@ -17,6 +17,7 @@ hexadecimal digits for as many. "..." stands for anything in a line, a line of i
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ import unittest
 
 WAIT_S = 120
 MARK = "==operations=="
+PORT = "9455"  # of metrics, which another agent may have
 FOLDERS = ("/etc/kvtier", "/run/kvtier", "/var/lib/kvtier")
 CONFIG = """socket: {path: /run/kvtier/kvtierd.sock}
 host: {bytes: 128MiB, slab_bytes: 32MiB, huge_pages: 'off'}
@@ -128,6 +130,8 @@ class Machine:
 
     def __init__(self, root):
         self.root = root
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            self.port = str(server.getsockname()[1])
         for folder in ("/bin", "/work", *FOLDERS):
             os.makedirs(root + folder)
         for name, path in PROGRAMS.items():
@@ -144,6 +148,7 @@ class Machine:
             file.write(self.here(text))
 
     def here(self, text):
+        text = text.replace(PORT, self.port)
         return re.sub("|".join(FOLDERS), lambda found: self.root + found[0], text)
 
     def run(self, command):
