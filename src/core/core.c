@@ -73,7 +73,9 @@ enum kvt_status kvt_core_create(const struct kvt_core_config *config,
     /* Each of these leaves what it made where destroy finds it, also when it fails. */
     bool index = core_index_init(core), pools = pools_init(core), io = core_io_init(core);
     bool ops = core_ops_init(core), leases = core_leases_init(core);
-    if (!index || !pools || !io || !ops || !leases || core->sessions == NULL || core->ns == NULL) {
+    bool pins = core_pins_init(core), jobs = core_jobs_init(core);
+    if (!index || !pools || !io || !ops || !leases || !pins || !jobs || core->sessions == NULL ||
+        core->ns == NULL) {
         kvt_core_destroy(core);
         return kvt_error_set(err, KVT_ERR_NOMEM,
                              "core: out of memory for %u chunks; lower index.chunks_max",
@@ -85,6 +87,8 @@ enum kvt_status kvt_core_create(const struct kvt_core_config *config,
 
 void kvt_core_destroy(struct kvt_core *core)
 {
+    core_jobs_fini(core);
+    core_pins_fini(core);
     core_leases_fini(core);
     core_ops_fini(core);
     core_io_fini(core);
@@ -222,16 +226,19 @@ uint64_t kvt_core_next_deadline(const struct kvt_core *core)
     uint64_t next = KVT_MIN(heap_first(&core->op_heap), heap_first(&core->lease_heap));
     if (core->config.scrub_bytes_per_s > 0 && !core->scrub_busy && core->pool[NVME].used_bytes > 0)
         next = KVT_MIN(next, core->scrub_next_ns);
-    return next;
+    next = KVT_MIN(next, heap_first(&core->pins.heap));
+    return KVT_MIN(next, core->jobs.next_ns);
 }
 
 void kvt_core_flush(struct kvt_core *core, uint64_t now_ns)
 {
     core_leases_expire(core, now_ns);
+    core_pins_expire(core, now_ns);
     core_ops_expire(core, now_ns);
     core_ops_pump(core, now_ns);
     core_start_writes(core, now_ns);
     core_scrub(core, now_ns);
+    core_jobs_step(core, now_ns);
     core_ops_pump(core, now_ns); /* a write that was skipped may have made room */
     core_ops_emit(core, now_ns);
 }
@@ -249,13 +256,17 @@ void kvt_core_tune(struct kvt_core *core, const struct kvt_core_tuning *tuning)
 void kvt_core_drain(struct kvt_core *core)
 {
     core->draining = true;
+    core_jobs_cancel(core);
 }
 
 bool kvt_core_quiescent(const struct kvt_core *core)
 {
-    return core->n_ios_busy == 0 && core->n_meta_busy == 0 && core->n_write_queue == 0 &&
-           core->ready_ops == NONE && core->load_queue.head == NONE &&
-           core->reserve_queue.head == NONE;
+    /* Clients that go on loading do not put off the end. */
+    bool loads = core->n_ios_busy > core->n_writes_busy || core->load_queue.head != NONE;
+    return core->n_writes_busy == 0 && (!loads || core->draining) && core->n_meta_busy == 0 &&
+           core->n_write_queue == 0 && core->ready_ops == NONE &&
+           core->reserve_queue.head == NONE && core->orphans == NONE && core->jobs.n_open == 0 &&
+           core->jobs.n_tell == 0;
 }
 
 void kvt_core_stats(const struct kvt_core *core, uint64_t stats[KVT_STAT_N])
@@ -274,4 +285,12 @@ void kvt_core_stats(const struct kvt_core *core, uint64_t stats[KVT_STAT_N])
     stats[KVT_STAT_HOST_USED_BYTES] = host->used_bytes;
     stats[KVT_STAT_NVME_CAPACITY_BYTES] = (uint64_t)nvme->n_present * nvme->slab_bytes;
     stats[KVT_STAT_NVME_USED_BYTES] = nvme->used_bytes;
+    stats[KVT_STAT_HOST_PINNED_BYTES] = host->pinned_bytes;
+    stats[KVT_STAT_NVME_PINNED_BYTES] = nvme->pinned_bytes;
+    stats[KVT_STAT_READING_BYTES] = core->read_bytes;
+    stats[KVT_STAT_WRITING_BYTES] = core->write_bytes;
+    stats[KVT_STAT_WRITE_QUEUE_CHUNKS] = core->n_write_queue;
+    stats[KVT_STAT_ADMIN_PINS] = core->pins.n_pins;
+    stats[KVT_STAT_ADMIN_PINNED_CHUNKS] = core->pins.n_refs;
+    stats[KVT_STAT_JOBS] = core->jobs.n_open;
 }

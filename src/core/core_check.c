@@ -31,21 +31,25 @@ static void check_pool(struct checker *k, const struct slab_pool *pool)
     const struct kvt_core *core = k->core;
     const char *name = pool->tier == HOST ? "host" : "nvme";
     uint64_t used_bytes = 0;
-    uint32_t n_free = 0, n_present = 0, n_quarantined = 0;
+    uint32_t n_free = 0, n_present = 0, n_quarantined = 0, n_scratch = 0;
     for (uint32_t s = 0; s < pool->n_slabs; s++) {
         const struct slab *slab = &pool->slabs[s];
         n_present += slab->present;
         n_free += slab->present && slab->owner == NULL;
-        uint32_t n_used = 0;
+        uint32_t n_used = 0, n_stale = 0;
+        for (uint32_t w = 0; w < slab->n_stale_words; w++)
+            n_stale += (uint32_t)__builtin_popcountll(slab->stale[w]);
+        expect(k, n_stale == slab->n_stale, "%s slab %u has %u stale slots, counts %u", name, s,
+               n_stale, slab->n_stale);
         for (uint32_t i = 0; slab->owner != NULL && i < slab->n_slots; i++) {
             uint32_t c = slab->owner[i];
             if (c & OWNER_FREE)
                 continue;
             n_used++;
-            if (c == OWNER_QUARANTINED) {
-                n_quarantined++;
+            n_quarantined += c == OWNER_QUARANTINED;
+            n_scratch += c == OWNER_SCRATCH;
+            if (owner_is_none(c))
                 continue;
-            }
             const struct chunk *chunk = &core->chunks[c];
             uint32_t slot = pool->tier == HOST ? chunk->host_slot : chunk->nvme_slot;
             expect(k, slot == slot_make(s, i), "%s slot %u.%u names chunk %u, which has slot %x",
@@ -71,7 +75,8 @@ static void check_pool(struct checker *k, const struct slab_pool *pool)
            (unsigned long long)used_bytes, (unsigned long long)pool->used_bytes);
     expect(k, n_free == pool->n_free && n_present == pool->n_present, "%s: slab counts differ",
            name);
-    expect(k, n_quarantined == pool->n_quarantined, "%s: quarantine count differs", name);
+    expect(k, n_quarantined == pool->n_quarantined && n_scratch == pool->n_scratch,
+           "%s: quarantine or scratch count differs", name);
 }
 
 static void check_chunk(struct checker *k, uint32_t c, uint32_t *pins)
@@ -105,9 +110,33 @@ static void check_chunk(struct checker *k, uint32_t c, uint32_t *pins)
            "chunk %u: host slot and state disagree", c);
 }
 
-/* Pins by holder: leases and loads. */
+static void pin_one(const struct kvt_core *core, uint32_t *pins, uint32_t c)
+{
+    if (c < core->n_chunks_used)
+        pins[c]++;
+}
+
+/* Pins of operators, of jobs and of reads that verify. */
+static void count_admin_pins(const struct kvt_core *core, uint32_t *pins)
+{
+    for (uint32_t p = 0; p < KVT_ADMIN_PINS_MAX; p++) {
+        const struct admin_pin *pin = &core->pins.pins[p];
+        for (uint32_t b = pin->id == 0 ? NONE : pin->blocks; b != NONE;
+             b = core->pins.blocks[b].next)
+            for (uint32_t i = 0; i < core->pins.blocks[b].n; i++)
+                pin_one(core, pins, core->pins.blocks[b].chunks[i]);
+    }
+}
+
+/* Pins by holder. */
 static void count_pins(const struct kvt_core *core, uint32_t *pins)
 {
+    count_admin_pins(core, pins);
+    for (unsigned j = 0; j < KVT_ADMIN_JOBS_MAX; j++)
+        if (core->jobs.jobs[j].info.id != 0)
+            pin_one(core, pins, core->jobs.jobs[j].at);
+    for (uint32_t c = 0; c < core->n_chunks_used; c++)
+        pins[c] += (core->chunks[c].flags & CHUNK_VERIFY) != 0;
     for (uint32_t s = 0; s < core->config.n_sessions_max; s++) {
         const struct session *session = &core->sessions[s];
         if (!session->open)
@@ -123,10 +152,87 @@ static void count_pins(const struct kvt_core *core, uint32_t *pins)
     }
 }
 
+/* Of a record that is out of the index: something must still need it. */
+static void check_dropped(struct checker *k, uint32_t c, const uint32_t *pins)
+{
+    const struct chunk *chunk = &k->core->chunks[c];
+    bool moving = chunk->host_state == HOST_READING || chunk->nvme_state == NVME_WRITING ||
+                  chunk->nvme_state == NVME_META || (chunk->flags & CHUNK_VERIFY) != 0;
+    expect(k, pins[c] > 0 || moving || (chunk->flags & CHUNK_ORPHANS) != 0,
+           "chunk %u is out of the index and stays (states %u and %u)", c, chunk->host_state,
+           chunk->nvme_state);
+    expect(k, chunk->parent == NONE && chunk->waiters == NONE,
+           "chunk %u is out of the index and has a parent or waiters", c);
+    expect(k, !(chunk->flags & (CHUNK_WANT_WRITE | CHUNK_CANDIDATE | CHUNK_CANDIDATE << NVME)),
+           "chunk %u is out of the index and has flags %x", c, chunk->flags);
+    expect(k, chunk->pins == pins[c], "chunk %u, dropped, has %u pins, holders count %u", c,
+           chunk->pins, pins[c]);
+}
+
+/* What is counted per namespace, tier and job, from all records. */
+static void check_counts(struct checker *k, const uint32_t *pins)
+{
+    const struct kvt_core *core = k->core;
+    uint64_t n_valid[N_TIERS] = {0, 0}, pinned_bytes[N_TIERS] = {0, 0}, n_dropped = 0;
+    uint64_t n_refs = 0, n_job_reads = 0;
+    uint32_t n_moving[KVT_ADMIN_JOBS_MAX + 1] = {0};
+    for (uint32_t c = 0; c < core->n_chunks_used; c++) {
+        const struct chunk *chunk = &core->chunks[c];
+        uint8_t where = chunk_where(chunk);
+        n_moving[chunk->job]++;
+        n_refs += chunk->admin_pins;
+        if (chunk->flags & CHUNK_UNHASHED) {
+            check_dropped(k, c, pins);
+            n_dropped++;
+            continue;
+        }
+        for (enum tier tier = HOST; tier < N_TIERS; tier++) {
+            if ((where & (KVT_WHERE_HOST << tier)) == 0)
+                continue;
+            n_valid[tier]++;
+            if (chunk->pins > 0)
+                pinned_bytes[tier] +=
+                    core->ns[chunk->ns].slot_bytes + core->pool[tier].slot_extra_bytes;
+        }
+    }
+    for (enum tier tier = HOST; tier < N_TIERS; tier++) {
+        uint64_t n_of_ns = 0;
+        for (uint32_t i = 0; i < core->n_ns; i++)
+            n_of_ns += core->ns[i].n_of[tier];
+        expect(k, n_valid[tier] == core->pool[tier].n_valid && n_valid[tier] == n_of_ns,
+               "tier %d has %llu chunks, counts %u and %llu by namespace", tier,
+               (unsigned long long)n_valid[tier], core->pool[tier].n_valid,
+               (unsigned long long)n_of_ns);
+        expect(k, pinned_bytes[tier] == core->pool[tier].pinned_bytes,
+               "tier %d has %llu pinned bytes, counts %llu", tier,
+               (unsigned long long)pinned_bytes[tier],
+               (unsigned long long)core->pool[tier].pinned_bytes);
+    }
+    for (unsigned j = 0; j < KVT_ADMIN_JOBS_MAX; j++) {
+        const struct job *job = &core->jobs.jobs[j];
+        expect(k, n_moving[j + 1] == job->n_moving, "job %llu moves %u chunks, counts %u",
+               (unsigned long long)job->info.id, n_moving[j + 1], job->n_moving);
+        if (job->info.type == KVT_JOB_PREFETCH || job->info.type == KVT_JOB_VERIFY)
+            n_job_reads += job->n_moving;
+    }
+    expect(k, n_job_reads == core->jobs.n_reads, "jobs read %llu chunks, count %u",
+           (unsigned long long)n_job_reads, core->jobs.n_reads);
+    expect(k, n_refs == core->pins.n_refs, "%llu chunks pinned by operators, counts %u",
+           (unsigned long long)n_refs, core->pins.n_refs);
+    uint64_t n_free = 0;
+    for (uint32_t c = core->free_chunk; c != NONE && n_free <= core->n_chunks_used;
+         c = core->chunks[c].parent)
+        n_free++;
+    expect(k, n_free + n_dropped + core->n_chunks == core->n_chunks_used,
+           "%u records: %u in the index, %llu dropped, %llu free", core->n_chunks_used,
+           core->n_chunks, (unsigned long long)n_dropped, (unsigned long long)n_free);
+}
+
 bool kvt_core_check(const struct kvt_core *core, char *msg, size_t msg_bytes)
 {
     struct checker k = {.core = core, .msg = msg, .msg_bytes = msg_bytes, .ok = true};
     uint32_t *pins = calloc((size_t)core->n_chunks_used + 1, sizeof(*pins));
+    _Static_assert(KVT_WHERE_NVME == KVT_WHERE_HOST << NVME, "a bit per tier");
     if (pins == NULL)
         return expect(&k, false, "out of memory");
     count_pins(core, pins);
@@ -143,6 +249,7 @@ bool kvt_core_check(const struct kvt_core *core, char *msg, size_t msg_bytes)
            core->n_chunks);
     expect(&k, n_pins == STAT(core, PINS), "%llu pins held, counts %llu",
            (unsigned long long)n_pins, (unsigned long long)STAT(core, PINS));
+    check_counts(&k, pins);
     check_pool(&k, &core->pool[HOST]);
     check_pool(&k, &core->pool[NVME]);
     free(pins);

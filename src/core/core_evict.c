@@ -18,8 +18,10 @@ void core_forget_host(struct kvt_core *core, uint32_t c, bool evicted)
     if (chunk->host_slot != KVT_SLOT_NONE)
         core_slot_free(core, pool, chunk->host_slot);
     chunk->host_slot = KVT_SLOT_NONE;
-    if (evicted)
+    if (evicted) {
         STAT(core, EVICT_HOST_CHUNKS)++;
+        STAT(core, EVICT_HOST_BYTES) += chunk_ns(core, c)->desc.chunk_bytes;
+    }
 }
 
 void core_forget_nvme(struct kvt_core *core, uint32_t c, bool evicted)
@@ -29,10 +31,25 @@ void core_forget_nvme(struct kvt_core *core, uint32_t c, bool evicted)
     KVT_ASSERT(chunk->nvme_state == NVME_VALID && chunk->host_state != HOST_READING);
     core_set_nvme(core, c, NVME_NONE);
     pool->policy->ops->remove(pool->policy, c, evicted, core->tick);
+    (void)core_slot_stale(pool, chunk->nvme_slot); /* has its bits since the slab has a class */
     core_slot_free(core, pool, chunk->nvme_slot);
     chunk->nvme_slot = KVT_SLOT_NONE;
-    if (evicted)
+    if (evicted) {
         STAT(core, EVICT_NVME_CHUNKS)++;
+        STAT(core, EVICT_NVME_BYTES) += chunk_ns(core, c)->desc.chunk_bytes;
+    }
+}
+
+void core_delete(struct kvt_core *core, uint32_t c)
+{
+    struct chunk *chunk = &core->chunks[c];
+    KVT_ASSERT(chunk_held(chunk) && !(chunk->flags & CHUNK_UNHASHED));
+    STAT(core, DELETED_CHUNKS)++;
+    STAT(core, DELETED_BYTES) += chunk_ns(core, c)->desc.chunk_bytes;
+    if (chunk->flags & CHUNK_WANT_WRITE)
+        core_cancel_write(core, c, KVT_ERR_CANCELED);
+    core_wake(core, c, KVT_ERR_MISS); /* loads that wait for its read */
+    core_chunk_drop(core, c);
 }
 
 static void forget(struct kvt_core *core, enum tier tier, uint32_t c)
@@ -79,11 +96,11 @@ static bool demote_one(struct kvt_core *core, unsigned size_class)
             continue;
         }
         uint32_t c = slab->owner[pool->demote_slot++];
-        if ((c & OWNER_FREE) || c == OWNER_QUARANTINED)
+        if (owner_is_none(c))
             continue;
         const struct chunk *chunk = &core->chunks[c];
-        if (chunk->pins == 0 && chunk->host_state == HOST_VALID &&
-            chunk->nvme_state == NVME_VALID && !(chunk->flags & CHUNK_WANT_WRITE)) {
+        if (core_removable(chunk) && chunk->host_state == HOST_VALID &&
+            chunk->nvme_state == NVME_VALID) {
             forget(core, HOST, c);
             return true;
         }
@@ -91,10 +108,10 @@ static bool demote_one(struct kvt_core *core, unsigned size_class)
     return false;
 }
 
-/* At rest and unpinned: may leave the index altogether. */
-static bool removable(const struct chunk *chunk)
+bool core_removable(const struct chunk *chunk)
 {
-    return chunk->pins == 0 && !(chunk->flags & CHUNK_WANT_WRITE) && chunk->waiters == NONE &&
+    return chunk->pins == 0 && !(chunk->flags & CHUNK_UNHASHED) &&
+           !(chunk->flags & CHUNK_WANT_WRITE) && chunk->waiters == NONE &&
            (chunk->host_state == HOST_NONE || chunk->host_state == HOST_VALID) &&
            (chunk->nvme_state == NVME_NONE || chunk->nvme_state == NVME_VALID);
 }
@@ -129,13 +146,13 @@ static bool slab_can_go(const struct kvt_core *core, const struct slab_pool *poo
         uint32_t root = slab->owner[i];
         if (root & OWNER_FREE)
             continue;
-        if (root == OWNER_QUARANTINED || !removable(&core->chunks[root]))
+        if (owner_is_none(root) || !core_removable(&core->chunks[root]))
             return false;
         if (has_other_copy(&core->chunks[root], pool->tier))
             continue;
         /* The last copy: what hangs below it goes first. */
         for (uint32_t c = next_below(core, root, root); c != NONE; c = next_below(core, root, c))
-            if (++steps > RECLAIM_STEPS || !removable(&core->chunks[c]))
+            if (++steps > RECLAIM_STEPS || !core_removable(&core->chunks[c]))
                 return false;
     }
     return true;
@@ -230,13 +247,16 @@ static bool evict_indexed(struct kvt_core *core, enum tier tier, unsigned size_c
         return false;
     uint32_t slot = core->chunks[c].nvme_slot;
     forget(core, tier, c);
+    STAT(core, EVICT_INDEX_COPIES)++;
     if (tier == HOST)
         return true;
-    core->actions.meta_del(core->actions.arg, slot, core_meta_token(core, META_DROP, 0));
+    (void)core_meta_drop(core, slot); /* there is room for it: see core_room_index() */
     /* Its copy in memory goes too, or else one chunk after the other would lose only one of two. */
     if (core->chunks[c].host_state == HOST_VALID &&
-        (core->chunks[c].flags & (CHUNK_CANDIDATE << HOST)) != 0)
+        (core->chunks[c].flags & (CHUNK_CANDIDATE << HOST)) != 0) {
         forget(core, HOST, c);
+        STAT(core, EVICT_INDEX_COPIES)++;
+    }
     return true;
 }
 

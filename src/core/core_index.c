@@ -8,6 +8,9 @@
 #define FIND_BLOCK_MAX 64 /* keys whose memory accesses overlap */
 #define CHAIN_AHEAD    12 /* records to ask for before they are needed */
 
+#define ORPHANS_AT_ONCE  8 /* children that a chunk leaves behind at once, or in a step */
+#define ORPHANS_PER_STEP 256
+
 static uint64_t table_entries(const struct kvt_core *core)
 {
     return core->table_mask + 1;
@@ -23,6 +26,7 @@ bool core_index_init(struct kvt_core *core)
     core->table = kvt_big_calloc(entries * sizeof(*core->table));
     core->chunks = kvt_big_calloc((uint64_t)core->config.n_chunks_max * sizeof(*core->chunks));
     core->free_chunk = NONE;
+    core->orphans = NONE;
     /* splitmix64: four odd multipliers nobody outside can guess, so that keys cannot be chosen to
      * collide. */
     uint64_t x = core->config.seed;
@@ -198,6 +202,34 @@ static void chunk_free(struct kvt_core *core, uint32_t c)
     core->free_chunk = c;
 }
 
+static void count_pinned(struct kvt_core *core, const struct chunk *chunk, bool in)
+{
+    uint64_t bytes = core->ns[chunk->ns].slot_bytes;
+    const bool valid[N_TIERS] = {chunk->host_state == HOST_VALID, chunk->nvme_state == NVME_VALID};
+    for (enum tier tier = HOST; tier < N_TIERS; tier++) {
+        uint64_t slot_bytes = bytes + core->pool[tier].slot_extra_bytes;
+        if (valid[tier])
+            core->pool[tier].pinned_bytes += in ? slot_bytes : -slot_bytes;
+    }
+}
+
+void core_count_copies(struct kvt_core *core, uint32_t c, bool in)
+{
+    const struct chunk *chunk = &core->chunks[c];
+    struct ns *ns = &core->ns[chunk->ns];
+    const bool valid[N_TIERS] = {chunk->host_state == HOST_VALID, chunk->nvme_state == NVME_VALID};
+    uint32_t one = in ? 1 : UINT32_MAX;
+    if (chunk->flags & CHUNK_UNHASHED)
+        return;
+    ns->n_chunks += valid[HOST] || valid[NVME] ? one : 0;
+    for (enum tier tier = HOST; tier < N_TIERS; tier++) {
+        ns->n_of[tier] += valid[tier] ? one : 0;
+        core->pool[tier].n_valid += valid[tier] ? one : 0;
+    }
+    if (chunk->pins > 0)
+        count_pinned(core, chunk, in);
+}
+
 static void count_child(struct kvt_core *core, uint32_t parent, enum tier tier, int delta)
 {
     if (parent == NONE)
@@ -253,22 +285,75 @@ void core_link(struct kvt_core *core, uint32_t c, uint32_t parent)
 void core_chunk_drop(struct kvt_core *core, uint32_t c)
 {
     struct chunk *chunk = &core->chunks[c];
-    KVT_ASSERT(chunk->host_state == HOST_NONE && chunk->nvme_state == NVME_NONE);
+    struct slab_pool *pool = core->pool;
     KVT_ASSERT(chunk->waiters == NONE && !(chunk->flags & CHUNK_WANT_WRITE));
+    core_count_copies(core, c, false);
+    chunk->flags |= CHUNK_UNHASHED;
+    core_update_candidate(core, c);
+    if (chunk->host_state == HOST_VALID)
+        pool[HOST].policy->ops->remove(pool[HOST].policy, c, false, core->tick);
+    if (chunk->nvme_state == NVME_VALID)
+        pool[NVME].policy->ops->remove(pool[NVME].policy, c, false, core->tick);
+    if (chunk->nvme_state == NVME_VALID || chunk->nvme_state == NVME_META)
+        (void)core_slot_stale(&pool[NVME], chunk->nvme_slot);
     unlink_parent(core, c);
-    while (chunk->first_child != NONE)
-        unlink_parent(core, chunk->first_child);
     table_remove(core, c);
     core->n_chunks--;
-    if (chunk->pins > 0)
-        chunk->flags |= CHUNK_UNHASHED;
-    else
+    core_chunk_reap(core, c);
+}
+
+static bool unlink_children(struct kvt_core *core, uint32_t c, unsigned n_max)
+{
+    for (; core->chunks[c].first_child != NONE && n_max > 0; n_max--) {
+        unlink_parent(core, core->chunks[c].first_child);
+        core->tree_epoch++;
+    }
+    return core->chunks[c].first_child == NONE;
+}
+
+void core_chunk_reap(struct kvt_core *core, uint32_t c)
+{
+    struct chunk *chunk = &core->chunks[c];
+    if (!(chunk->flags & CHUNK_UNHASHED) || (chunk->flags & CHUNK_ORPHANS))
+        return;
+    if (chunk->host_state == HOST_VALID && chunk->pins == 0 && chunk->nvme_state != NVME_WRITING) {
+        core_slot_free(core, &core->pool[HOST], chunk->host_slot);
+        chunk->host_slot = KVT_SLOT_NONE;
+        chunk->host_state = HOST_NONE;
+    }
+    if (chunk->nvme_state == NVME_VALID && chunk->host_state != HOST_READING &&
+        !(chunk->flags & CHUNK_VERIFY)) {
+        core_slot_free(core, &core->pool[NVME], chunk->nvme_slot);
+        chunk->nvme_slot = KVT_SLOT_NONE;
+        chunk->nvme_state = NVME_NONE;
+    }
+    if (!unlink_children(core, c, ORPHANS_AT_ONCE)) {
+        chunk->flags |= CHUNK_ORPHANS;
+        chunk->write_next = core->orphans;
+        core->orphans = c;
+        core->jobs.next_ns = 0;
+    } else if (chunk->host_state == HOST_NONE && chunk->nvme_state == NVME_NONE &&
+               chunk->pins == 0) {
         chunk_free(core, c);
+    }
+}
+
+/* A prompt that many share has as many children: not all of them in one call. */
+void core_orphans(struct kvt_core *core)
+{
+    uint32_t c = core->orphans;
+    if (c == NONE || !unlink_children(core, c, ORPHANS_PER_STEP))
+        return;
+    core->orphans = core->chunks[c].write_next;
+    core->chunks[c].flags &= (uint8_t)~CHUNK_ORPHANS;
+    core_chunk_reap(core, c);
 }
 
 void core_pin(struct kvt_core *core, uint32_t c)
 {
-    core->chunks[c].pins++;
+    struct chunk *chunk = &core->chunks[c];
+    if (chunk->pins++ == 0 && !(chunk->flags & CHUNK_UNHASHED))
+        count_pinned(core, chunk, true);
     STAT(core, PINS)++;
 }
 
@@ -278,15 +363,21 @@ void core_unpin(struct kvt_core *core, uint32_t c)
     KVT_ASSERT(chunk->pins > 0);
     chunk->pins--;
     STAT(core, PINS)--;
-    if (chunk->pins == 0 && (chunk->flags & CHUNK_UNHASHED))
-        chunk_free(core, c);
+    if (chunk->pins > 0)
+        return;
+    if (chunk->flags & CHUNK_UNHASHED)
+        core_chunk_reap(core, c);
+    else
+        count_pinned(core, chunk, false);
 }
 
 void core_set_host(struct kvt_core *core, uint32_t c, enum host_state state)
 {
     struct chunk *chunk = &core->chunks[c];
     bool was = chunk->host_state != HOST_NONE, is = state != HOST_NONE;
+    core_count_copies(core, c, false);
     chunk->host_state = (uint8_t)state;
+    core_count_copies(core, c, true);
     if (was != is)
         count_child(core, chunk->parent, HOST, is ? 1 : -1);
     core_update_candidate(core, c);
@@ -296,7 +387,9 @@ void core_set_nvme(struct kvt_core *core, uint32_t c, enum nvme_state state)
 {
     struct chunk *chunk = &core->chunks[c];
     bool was = chunk->nvme_state != NVME_NONE, is = state != NVME_NONE;
+    core_count_copies(core, c, false);
     chunk->nvme_state = (uint8_t)state;
+    core_count_copies(core, c, true);
     if (was != is)
         count_child(core, chunk->parent, NVME, is ? 1 : -1);
     core_update_candidate(core, c);
@@ -309,6 +402,8 @@ void core_set_nvme(struct kvt_core *core, uint32_t c, enum nvme_state state)
  */
 static bool is_candidate(const struct chunk *chunk, enum tier tier)
 {
+    if (chunk->flags & CHUNK_UNHASHED)
+        return false;
     if (tier == HOST)
         return chunk->host_state == HOST_VALID && chunk->n_children[HOST] == 0 &&
                !(chunk->flags & CHUNK_WANT_WRITE) &&

@@ -3,7 +3,7 @@
 #ifndef KVT_CORE_INTERNAL_H
 #define KVT_CORE_INTERNAL_H
 
-#include "kvt/core.h"
+#include "kvt/core_admin.h"
 #include "kvt/util.h"
 
 #define NONE UINT32_MAX
@@ -30,9 +30,10 @@ enum nvme_state {
 enum chunk_flags {
     CHUNK_CANDIDATE = 1,  /* << tier: the tier's policy knows it as one */
     CHUNK_WANT_WRITE = 4, /* in the write-behind queue or on its way to NVMe */
-    CHUNK_UNHASHED = 8, /* lost its bytes while pinned: no longer found, freed with its last pin */
-    CHUNK_SCRUB = 16,   /* the read under way only verifies */
-    CHUNK_REUSED = 32,  /* was hit since it was stored */
+    CHUNK_UNHASHED = 8,   /* out of the index; what it holds is freed when nothing uses it */
+    CHUNK_VERIFY = 16,    /* its NVMe slot is being read into a scratch slot; pinned for it */
+    CHUNK_REUSED = 32,    /* was hit since it was stored */
+    CHUNK_ORPHANS = 64,   /* in the list of those whose children are still to be unlinked */
 };
 
 /* 96 bytes. Key and the fields that a lookup needs never straddle a cache line each. */
@@ -49,7 +50,8 @@ struct chunk {
     uint32_t waiters;             /* items of ops that wait for this chunk's transfer */
     uint32_t write_next, write_prev;
     uint8_t flags;
-    uint8_t reserved[3];
+    uint8_t job;         /* one job moves or verifies it: its place + 1; 0: none */
+    uint16_t admin_pins; /* among the pins */
 };
 _Static_assert(sizeof(struct chunk) == 96, "index memory per chunk");
 
@@ -58,6 +60,7 @@ _Static_assert(sizeof(struct chunk) == 96, "index memory per chunk");
 
 #define OWNER_FREE         0x80000000u /* | index of the next free slot of the slab */
 #define OWNER_QUARANTINED  0x7fffffffu
+#define OWNER_SCRATCH      0x7ffffffeu /* host only: a read that verifies fills it */
 #define KVT_SLOTS_PER_SLAB (1u << KVT_SLOT_INDEX_BITS)
 
 struct slab {
@@ -72,7 +75,17 @@ struct slab {
     uint8_t size_class;
     bool present, listed;
     bool meta_failed; /* the last of them: records of its slots would mean nothing */
+    /* NVMe only, a bit per slot: the metadata may name a chunk there that is no longer in it. Kept
+     * while the slab has no class, or another. */
+    uint64_t *stale;
+    uint32_t n_stale, n_stale_words;
 };
+
+/* Not a chunk's: free, quarantined or scratch. */
+static inline bool owner_is_none(uint32_t owner)
+{
+    return (owner & OWNER_FREE) != 0 || owner >= OWNER_SCRATCH;
+}
 
 struct slab_pool {
     enum tier tier;
@@ -88,8 +101,11 @@ struct slab_pool {
     uint32_t reclaim_cursor;
     uint32_t demote_slab, demote_slot; /* where demote_one() looks next; host */
     uint32_t n_quarantined;
+    uint32_t n_scratch;
+    uint32_t n_valid; /* copies that can be used */
     uint64_t used_bytes;
-    uint64_t table_bytes; /* memory of owner and sums arrays */
+    uint64_t pinned_bytes; /* of those whose chunk has pins */
+    uint64_t table_bytes;  /* memory of owner and sums arrays */
     struct kvt_policy *policy;
 };
 
@@ -120,6 +136,8 @@ struct ns {
     uint8_t size_class;
     bool used;
     bool meta_busy, meta_failed; /* its descriptor's way to the metadata */
+    uint32_t n_chunks;           /* held in any tier */
+    uint32_t n_of[N_TIERS];
 };
 
 struct session {
@@ -129,7 +147,8 @@ struct session {
     uint64_t reserved_bytes;
 };
 
-#define LEASE_PINS 12
+#define LEASE_PINS              12
+#define LEASE_ID(l, generation) ((uint64_t)(generation) << 32 | ((l) + 1))
 
 struct lease { /* a lease with many pins continues in `more` */
     uint64_t deadline_ns;
@@ -156,7 +175,8 @@ struct item {
     uint32_t next; /* item reference: waiters of a chunk, or index: answers of an op */
     int16_t status;
     uint8_t state;
-    uint8_t pinned;
+    uint8_t pinned : 1;
+    uint8_t from_nvme : 1; /* load: it was not in host memory when asked for */
 };
 
 enum op_type { OP_RESERVE = 1, OP_LOAD };
@@ -164,13 +184,14 @@ enum op_type { OP_RESERVE = 1, OP_LOAD };
 struct op {
     uint64_t id;
     uint64_t deadline_ns;
-    uint64_t hold_until_ns; /* load: last lease_deadline given out */
+    uint64_t hold_until_ns; /* load: last lease_deadline given out; reserve: of n_existing */
     uint32_t session;
     uint32_t next, prev; /* in the session, or next free */
     uint32_t queue_next, queue_prev;
     uint32_t ready_next;
     uint32_t n_items;
     uint32_t n_waiting;     /* items in WAIT_SLOT */
+    uint32_t n_existing;    /* reserve: items in WAIT_DURABLE before it was announced */
     uint32_t n_open;        /* not answered (load), not committed and answered (reserve) */
     uint32_t first_waiting; /* no item before it is in WAIT_SLOT */
     uint32_t answers_head, answers_tail;
@@ -195,8 +216,67 @@ struct op_queue {
     uint32_t head, tail;
 };
 
-/* META_DROP: a deletion to make room in the index; META_DEL: after a transfer that failed. */
+/* META_DROP: a deletion of what was evicted or deleted; META_DEL: after a transfer that failed. */
 enum meta_token { META_NS, META_SLAB, META_PUT, META_DEL, META_DROP, N_META };
+
+/* --- pins and jobs of an operator --------------------------------------------------------------
+ */
+
+#define PIN_BLOCK_CHUNKS 14
+
+struct pin_block { /* 64 bytes */
+    uint32_t next, n;
+    uint32_t chunks[PIN_BLOCK_CHUNKS];
+};
+
+struct admin_pin {
+    uint64_t id; /* 0: free */
+    struct kvt_admin_pin info;
+    uint32_t blocks; /* list; the newest first */
+    uint32_t last;   /* chunk */
+};
+
+struct admin_pins {
+    struct admin_pin *pins; /* KVT_ADMIN_PINS_MAX */
+    struct pin_block *blocks;
+    uint32_t n_blocks_used, free_block;
+    uint32_t n_pins, n_refs; /* refs: chunks, counted once per pin */
+    uint64_t bytes;          /* of slots, counted once per pin */
+    uint64_t last_id;
+    struct heap heap;
+};
+
+enum job_phase { JOB_WALK, JOB_TRANSFERS, JOB_PURGE, JOB_META, JOB_ENDED };
+
+struct job {
+    struct kvt_job_info info; /* id 0: free */
+    struct kvt_admin_filter filter;
+    uint32_t tiers;
+    uint8_t phase;
+    bool tell;               /* its end was not told yet */
+    uint32_t n_keys, key_at; /* n_keys 0: all records from scan_at on */
+    uint32_t scan_at, scan_end;
+    uint32_t root, at; /* of the subtree being walked; NONE: none. `at` is pinned. */
+    bool up;           /* what is behind `at` was seen */
+    unsigned n_restarts, n_later;
+    uint64_t epoch;    /* of the tree, when `at` was set */
+    uint32_t n_moving; /* chunks with a transfer of this job */
+    uint32_t purge_slab, purge_slot;
+    unsigned n_passes;
+    uint64_t meta_until, n_meta_failed; /* see core_purge() */
+};
+
+struct jobs {
+    struct job *jobs;     /* KVT_ADMIN_JOBS_MAX */
+    struct kvt_key *keys; /* KVT_BATCH_MAX of each */
+    unsigned n_open, n_tell;
+    unsigned turn; /* whose it is */
+    uint64_t last_id;
+    uint64_t next_ns; /* of the next step; UINT64_MAX: when something has ended */
+    uint64_t step_ns; /* not before, whatever ends */
+    uint32_t n_reads;
+    uint64_t read_bytes;
+};
 
 struct kvt_core {
     struct kvt_core_config config;
@@ -205,8 +285,10 @@ struct kvt_core {
     struct chunk *chunks;
     uint32_t n_chunks_used; /* records ever touched */
     uint32_t free_chunk;
-    uint32_t n_chunks; /* in the table and visible, reserved or reading */
-    uint64_t *table;   /* tag << 32 | chunk + 1; 0: empty */
+    uint32_t n_chunks;   /* in the table and visible, reserved or reading */
+    uint32_t orphans;    /* chunks out of the index that still have children */
+    uint64_t tree_epoch; /* counts chunks that lost their parent */
+    uint64_t *table;     /* tag << 32 | chunk + 1; 0: empty */
     uint64_t table_mask;
     uint64_t hash_seed[4];
 
@@ -237,17 +319,20 @@ struct kvt_core {
     uint32_t write_head, write_tail, n_write_queue;
     uint64_t read_bytes, write_bytes; /* in flight */
     uint32_t n_meta_busy, n_meta_kind_busy[N_META];
+    uint64_t n_meta_sent, n_meta_answered, n_meta_failed; /* ever; failed: puts and deletions */
     uint64_t generation;
     unsigned n_write_failures; /* in a row */
     uint64_t write_retry_ns;   /* no writes before */
     uint64_t scrub_next_ns;
-    uint32_t scrub_slab, scrub_slot;
+    uint32_t scrub_slab, scrub_slot, scrub_chunk;
     bool scrub_busy;
     bool draining;
 
     uint64_t restore_bad;
     struct heap *restore_heap; /* by generation, once the index is full */
     uint64_t stats[KVT_STAT_N];
+    struct admin_pins pins;
+    struct jobs jobs;
     struct kvt_wire_item scratch[KVT_BATCH_MAX];
     uint64_t hashes[KVT_BATCH_MAX];
     uint32_t found[KVT_BATCH_MAX];
@@ -271,8 +356,14 @@ uint32_t core_find_hashed(const struct kvt_core *core, const struct kvt_key *key
 unsigned core_find_batch(struct kvt_core *core, const struct kvt_key *keys, unsigned n, uint32_t ns,
                          bool prefix_only);
 uint32_t core_chunk_new(struct kvt_core *core, const struct kvt_key *key, uint32_t ns);
-/* Out of the table and the tree; the record is freed now or with its last pin. */
+/* Out of the table, the tree and the policies. Nothing waits for it. What it holds is freed now, or
+ * when no pin and no transfer uses it any more: each of their ends calls core_chunk_reap(). */
 void core_chunk_drop(struct kvt_core *core, uint32_t c);
+void core_chunk_reap(struct kvt_core *core, uint32_t c);
+/* Unlink some children of chunks that were dropped. */
+void core_orphans(struct kvt_core *core);
+/* Count the copies that a chunk has now, when it gets them (in) or before it loses them. */
+void core_count_copies(struct kvt_core *core, uint32_t c, bool in);
 void core_pin(struct kvt_core *core, uint32_t c);
 void core_unpin(struct kvt_core *core, uint32_t c);
 void core_link(struct kvt_core *core, uint32_t c, uint32_t parent);
@@ -286,6 +377,13 @@ static inline bool chunk_held(const struct chunk *c)
 {
     return c->host_state == HOST_VALID || c->nvme_state == NVME_VALID;
 }
+
+static inline uint8_t chunk_where(const struct chunk *c)
+{
+    return (uint8_t)((c->host_state == HOST_VALID ? KVT_WHERE_HOST : 0) |
+                     (c->nvme_state == NVME_VALID ? KVT_WHERE_NVME : 0));
+}
+_Static_assert(KVT_WHERE_HOST == 1, "counted as a bit");
 
 static inline struct ns *chunk_ns(struct kvt_core *core, uint32_t c)
 {
@@ -307,6 +405,10 @@ uint32_t core_slot_take(struct kvt_core *core, struct slab_pool *pool, unsigned 
 void core_slot_free(struct kvt_core *core, struct slab_pool *pool, uint32_t slot);
 void core_slot_quarantine(struct kvt_core *core, struct slab_pool *pool, uint32_t slot);
 void core_slab_thread(struct slab_pool *pool, uint32_t slab);
+/* The metadata may name a chunk in the slot that is no longer there; or surely does not. Bits of
+ * slots that are no slots of the slab's class are kept too. False: no memory. */
+bool core_slot_stale(struct slab_pool *pool, uint32_t slot);
+void core_slot_clean(struct slab_pool *pool, uint32_t slot);
 uint64_t *core_slot_sums(struct slab_pool *pool, uint32_t slot);
 uint64_t core_slot_offset(const struct kvt_core *core, uint32_t host_slot);
 
@@ -316,6 +418,10 @@ uint32_t core_room(struct kvt_core *core, enum tier tier, uint32_t chunk);
 bool core_room_index(struct kvt_core *core); /* one free chunk record, evicting if need be */
 void core_forget_host(struct kvt_core *core, uint32_t c, bool evicted);
 void core_forget_nvme(struct kvt_core *core, uint32_t c, bool evicted);
+/* At rest and unpinned: may leave the index altogether. */
+bool core_removable(const struct chunk *chunk);
+/* The chunk is gone for every lookup from now on, whatever moves or copies it. */
+void core_delete(struct kvt_core *core, uint32_t c);
 
 /* core_io.c */
 /* number: the chunk (put), slab or namespace it is about. */
@@ -327,6 +433,12 @@ void core_want_write(struct kvt_core *core, uint32_t c);
 void core_start_writes(struct kvt_core *core, uint64_t now_ns);
 bool core_can_read(const struct kvt_core *core, uint64_t slot_bytes);
 void core_start_read(struct kvt_core *core, uint32_t c);
+/* Read the NVMe copy into a slot that is nobody's, to verify it. False: no slot to be had. */
+bool core_start_verify(struct kvt_core *core, uint32_t c);
+/* Take the chunk out of the queue for NVMe: what waits for it is answered with status. */
+void core_cancel_write(struct kvt_core *core, uint32_t c, enum kvt_status status);
+/* Delete the record of a slot. False: too many deletions are under way. */
+bool core_meta_drop(struct kvt_core *core, uint32_t slot);
 void core_scrub(struct kvt_core *core, uint64_t now_ns);
 /* Slabs of the host tier are still to come. */
 bool core_arena_grows(const struct kvt_core *core);
@@ -348,6 +460,39 @@ bool core_leases_init(struct kvt_core *core);
 void core_leases_fini(struct kvt_core *core);
 void core_lease_end(struct kvt_core *core, uint32_t l);
 void core_leases_expire(struct kvt_core *core, uint64_t now_ns);
+
+/* core_pin.c */
+bool core_pins_init(struct kvt_core *core);
+void core_pins_fini(struct kvt_core *core);
+void core_pins_expire(struct kvt_core *core, uint64_t now_ns);
+
+/* core_job.c, core_job_step.c */
+bool core_jobs_init(struct kvt_core *core);
+void core_jobs_fini(struct kvt_core *core);
+void core_jobs_step(struct kvt_core *core, uint64_t now_ns);
+void core_jobs_tell(struct kvt_core *core, uint64_t now_ns);
+void core_job_end(struct kvt_core *core, struct job *job, enum kvt_job_state state,
+                  enum kvt_status status);
+/* A first step, of a batch of keys whole. */
+void core_job_walk(struct kvt_core *core, struct job *job);
+void core_jobs_cancel(struct kvt_core *core);
+/* A transfer of the chunk is over; if it was a job's, of this type, that is told. */
+void core_job_moved(struct kvt_core *core, uint32_t c, enum kvt_job_type type,
+                    enum kvt_status status);
+/* Something ended that a job may wait for. */
+static inline void core_jobs_wake(struct kvt_core *core)
+{
+    if (core->jobs.n_open > 0)
+        core->jobs.next_ns = KVT_MIN(core->jobs.next_ns, core->jobs.step_ns);
+}
+/* Whether the filter takes a record, and it is held at all. */
+bool core_filter_takes(const struct kvt_core *core, const struct kvt_admin_filter *filter,
+                       uint32_t c);
+/* core_purge.c */
+/* Delete what records of the metadata name chunks that are gone, a step of a pass over all slabs.
+ * True: the pass is at its end, and what it sent is answered when n_meta_answered has come to
+ * job->meta_until. */
+bool core_purge(struct kvt_core *core, struct job *job, unsigned *n_looks);
 
 /* core_heap.c */
 bool heap_init(struct heap *heap, uint32_t n_max);

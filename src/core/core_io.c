@@ -41,7 +41,8 @@ void kvt_core_header_pool(struct kvt_core *core, void **pool_p, uint64_t *bytes_
     *bytes_p = (uint64_t)core->config.n_ios_max * KVT_SLOT_HEADER_BYTES;
 }
 
-static struct kvt_io *io_new(struct kvt_core *core, enum kvt_io_type type, uint32_t c)
+static struct kvt_io *io_new(struct kvt_core *core, enum kvt_io_type type, uint32_t c,
+                             uint32_t host_slot)
 {
     const struct chunk *chunk = &core->chunks[c];
     const struct ns *ns = chunk_ns(core, c);
@@ -56,8 +57,8 @@ static struct kvt_io *io_new(struct kvt_core *core, enum kvt_io_type type, uint3
         .slot_bytes = ns->slot_bytes,
         .chunk_bytes = ns->desc.chunk_bytes,
         .n_segments = ns->desc.n_segments,
-        .arena_slab = slot_slab(chunk->host_slot),
-        .arena_offset = core_slot_offset(core, chunk->host_slot),
+        .arena_slab = slot_slab(host_slot),
+        .arena_offset = core_slot_offset(core, host_slot),
         .header = header,
         .key = chunk->key,
         .digest = chunk->digest,
@@ -115,6 +116,14 @@ static void write_over(struct kvt_core *core, uint32_t c, enum kvt_status status
     core->chunks[c].flags &= (uint8_t)~CHUNK_WANT_WRITE;
     core_update_candidate(core, c);
     core_wake(core, c, status);
+    core_job_moved(core, c, KVT_JOB_DEMOTE, status);
+}
+
+void core_cancel_write(struct kvt_core *core, uint32_t c, enum kvt_status status)
+{
+    if (core->chunks[c].nvme_state == NVME_NONE)
+        write_unqueue(core, c);
+    write_over(core, c, status);
 }
 
 static void write_start(struct kvt_core *core, uint32_t c)
@@ -124,7 +133,7 @@ static void write_start(struct kvt_core *core, uint32_t c)
     if (ns->meta_failed)
         core_meta_ns(core, chunk->ns);
     core_set_nvme(core, c, NVME_WRITING);
-    struct kvt_io *io = io_new(core, KVT_IO_WRITE, c);
+    struct kvt_io *io = io_new(core, KVT_IO_WRITE, c, chunk->host_slot);
     struct kvt_slot_header *header = io->header;
     memset(header, 0, sizeof(*header));
     header->magic = KVT_SLOT_MAGIC;
@@ -178,12 +187,37 @@ void core_start_writes(struct kvt_core *core, uint64_t now_ns)
     }
 }
 
+static void record_del(struct kvt_core *core, uint32_t slot)
+{
+    core_slot_clean(&core->pool[NVME], slot);
+    core->actions.meta_del(core->actions.arg, slot, core_meta_token(core, META_DEL, slot));
+}
+
+/* What the slot held before may still be named, and part of it be overwritten. */
+static void written_in_vain(struct kvt_core *core, uint32_t c, bool quarantine)
+{
+    struct chunk *chunk = &core->chunks[c];
+    uint32_t slot = chunk->nvme_slot;
+    core_set_nvme(core, c, NVME_NONE);
+    record_del(core, slot);
+    if (quarantine)
+        core_slot_quarantine(core, &core->pool[NVME], slot);
+    else
+        core_slot_free(core, &core->pool[NVME], slot);
+    chunk->nvme_slot = KVT_SLOT_NONE;
+}
+
 static void write_done(struct kvt_core *core, struct kvt_io *io, uint64_t now_ns)
 {
     uint32_t c = io->core_id;
     struct chunk *chunk = &core->chunks[c];
     core->write_bytes -= io->slot_bytes;
     core->n_writes_busy--;
+    if (chunk->flags & CHUNK_UNHASHED) { /* deleted on the way */
+        written_in_vain(core, c, io->status == KVT_ERR_IO);
+        core_chunk_reap(core, c);
+        return;
+    }
     if (io->status == KVT_OK) {
         uint32_t parent = chunk->parent;
         bool parent_there = parent != NONE && core->chunks[parent].nvme_state != NVME_NONE;
@@ -205,14 +239,7 @@ static void write_done(struct kvt_core *core, struct kvt_io *io, uint64_t now_ns
         return;
     }
     STAT(core, NVME_WRITE_ERRORS)++;
-    core_set_nvme(core, c, NVME_NONE);
-    /* What the slot held before may still be named, and part of it be overwritten. */
-    core->actions.meta_del(core->actions.arg, chunk->nvme_slot, core_meta_token(core, META_DEL, 0));
-    if (io->status == KVT_ERR_IO)
-        core_slot_quarantine(core, &core->pool[NVME], chunk->nvme_slot);
-    else
-        core_slot_free(core, &core->pool[NVME], chunk->nvme_slot);
-    chunk->nvme_slot = KVT_SLOT_NONE;
+    written_in_vain(core, c, io->status == KVT_ERR_IO);
     if (++core->n_write_failures >= WRITE_FAILURES_MAX) {
         core->write_retry_ns = now_ns + WRITE_PAUSE_NS;
         STAT(core, NVME_DEGRADED) = 1;
@@ -223,8 +250,18 @@ static void write_done(struct kvt_core *core, struct kvt_io *io, uint64_t now_ns
 uint64_t core_meta_token(struct kvt_core *core, enum meta_token kind, uint32_t number)
 {
     core->n_meta_busy++;
+    core->n_meta_sent++;
     core->n_meta_kind_busy[kind]++;
     return TOKEN(kind, number);
+}
+
+bool core_meta_drop(struct kvt_core *core, uint32_t slot)
+{
+    if (core->n_meta_kind_busy[META_DROP] >= core->config.n_ios_max)
+        return false;
+    core_slot_clean(&core->pool[NVME], slot);
+    core->actions.meta_del(core->actions.arg, slot, core_meta_token(core, META_DROP, slot));
+    return true;
 }
 
 void core_meta_ns(struct kvt_core *core, uint32_t n)
@@ -255,7 +292,10 @@ void kvt_core_meta_done(struct kvt_core *core, uint64_t token, enum kvt_status s
     struct kvt_policy *policy = core->pool[NVME].policy;
     KVT_ASSERT(core->n_meta_busy > 0);
     core->n_meta_busy--;
+    core->n_meta_answered++;
     core->n_meta_kind_busy[token >> 32]--;
+    STAT(core, META_ERRORS) += status != KVT_OK;
+    core_jobs_wake(core);
     switch ((enum meta_token)(token >> 32)) {
     case META_NS:
         core->ns[c].meta_busy = false;
@@ -268,19 +308,33 @@ void kvt_core_meta_done(struct kvt_core *core, uint64_t token, enum kvt_status s
     case META_PUT:
         break;
     default:
+        if (status != KVT_OK) { /* whether the record is gone is open */
+            (void)core_slot_stale(&core->pool[NVME], c);
+            core->n_meta_failed++;
+        }
         return;
     }
     KVT_ASSERT(chunk->nvme_state == NVME_META);
+    if (chunk->flags & CHUNK_UNHASHED) { /* its slot is marked stale, or was sent a deletion */
+        chunk->nvme_state = NVME_NONE;
+        core_slot_free(core, &core->pool[NVME], chunk->nvme_slot);
+        chunk->nvme_slot = KVT_SLOT_NONE;
+        core_chunk_reap(core, c);
+        return;
+    }
     if (status == KVT_OK && !record_explained(core, c))
         status = KVT_ERR_IO;
     if (status == KVT_OK) {
+        core_slot_clean(&core->pool[NVME], chunk->nvme_slot);
         policy->ops->insert(policy, c, chunk_ns(core, c)->size_class,
                             core_hash(core, &chunk->key, chunk->ns), core_parent_in(core, c, NVME),
                             core->tick);
         core_set_nvme(core, c, NVME_VALID);
     } else {
         STAT(core, NVME_WRITE_ERRORS)++;
+        core->n_meta_failed++;
         core_set_nvme(core, c, NVME_NONE);
+        (void)core_slot_stale(&core->pool[NVME], chunk->nvme_slot);
         core_slot_free(core, &core->pool[NVME], chunk->nvme_slot);
         chunk->nvme_slot = KVT_SLOT_NONE;
     }
@@ -302,31 +356,78 @@ void core_start_read(struct kvt_core *core, uint32_t c)
 {
     core_set_host(core, c, HOST_READING);
     core->read_bytes += chunk_ns(core, c)->slot_bytes;
-    struct kvt_io *io = io_new(core, KVT_IO_READ, c);
-    io->chunk_only = (core->chunks[c].flags & CHUNK_SCRUB) == 0;
+    struct kvt_io *io = io_new(core, KVT_IO_READ, c, core->chunks[c].host_slot);
+    io->chunk_only = true;
     core->actions.io(core->actions.arg, io);
+}
+
+bool core_start_verify(struct kvt_core *core, uint32_t c)
+{
+    struct slab_pool *host = &core->pool[HOST];
+    core_pin(core, c); /* making room must not choose the chunk itself */
+    uint32_t slot = core_room(core, HOST, c);
+    if (slot == KVT_SLOT_NONE) {
+        core_unpin(core, c);
+        return false;
+    }
+    host->slabs[slot_slab(slot)].owner[slot_index(slot)] = OWNER_SCRATCH;
+    host->n_scratch++;
+    core->chunks[c].flags |= CHUNK_VERIFY;
+    core->read_bytes += chunk_ns(core, c)->slot_bytes;
+    core->actions.io(core->actions.arg, io_new(core, KVT_IO_READ, c, slot));
+    return true;
+}
+
+/* The copy on NVMe is no good, and no other transfer has its slot. */
+static void nvme_lost(struct kvt_core *core, uint32_t c, enum kvt_status status)
+{
+    struct chunk *chunk = &core->chunks[c];
+    uint32_t slot = chunk->nvme_slot;
+    struct slab_pool *pool = &core->pool[NVME];
+    core_set_nvme(core, c, NVME_NONE);
+    pool->policy->ops->remove(pool->policy, c, false, core->tick);
+    chunk->nvme_slot = KVT_SLOT_NONE;
+    record_del(core, slot);
+    if (status == KVT_ERR_IO)
+        core_slot_quarantine(core, pool, slot);
+    else
+        core_slot_free(core, pool, slot);
+}
+
+static void count_read(struct kvt_core *core, const struct kvt_io *io)
+{
+    core->read_bytes -= io->slot_bytes;
+    if (io->status == KVT_OK)
+        STAT(core, NVME_READ_BYTES) +=
+            io->slot_bytes + (io->chunk_only ? 0 : KVT_SLOT_HEADER_BYTES);
+    else if (io->status == KVT_ERR_IO)
+        STAT(core, NVME_READ_ERRORS)++;
+    else
+        STAT(core, CORRUPT_CHUNKS)++;
+}
+
+/* The same, while another transfer has the slot: it is freed when that is over. */
+static void nvme_lost_in_use(struct kvt_core *core, uint32_t c, enum kvt_status status)
+{
+    uint32_t slot = core->chunks[c].nvme_slot;
+    core_wake(core, c, status);
+    core_chunk_drop(core, c);
+    record_del(core, slot);
 }
 
 static void read_failed(struct kvt_core *core, uint32_t c, enum kvt_status status)
 {
     struct chunk *chunk = &core->chunks[c];
-    uint32_t slot = chunk->nvme_slot;
-    struct slab_pool *pool = &core->pool[NVME];
-    if (status == KVT_ERR_IO)
-        STAT(core, NVME_READ_ERRORS)++;
-    else
-        STAT(core, CORRUPT_CHUNKS)++;
     core_forget_host(core, c, false);
-    core_set_nvme(core, c, NVME_NONE);
-    pool->policy->ops->remove(pool->policy, c, false, core->tick);
-    chunk->nvme_slot = KVT_SLOT_NONE;
-    core->actions.meta_del(core->actions.arg, slot, core_meta_token(core, META_DEL, 0));
-    if (status == KVT_ERR_IO)
-        core_slot_quarantine(core, pool, slot);
-    else
-        core_slot_free(core, pool, slot);
-    core_wake(core, c, status);
-    core_chunk_drop(core, c);
+    if (chunk->flags & CHUNK_UNHASHED) {
+        core_chunk_reap(core, c);
+    } else if (chunk->flags & CHUNK_VERIFY) {
+        nvme_lost_in_use(core, c, status);
+    } else {
+        nvme_lost(core, c, status);
+        core_wake(core, c, status);
+        core_chunk_drop(core, c);
+    }
 }
 
 static void read_done(struct kvt_core *core, struct kvt_io *io)
@@ -334,20 +435,9 @@ static void read_done(struct kvt_core *core, struct kvt_io *io)
     uint32_t c = io->core_id;
     struct chunk *chunk = &core->chunks[c];
     struct slab_pool *pool = &core->pool[HOST];
-    core->read_bytes -= io->slot_bytes;
-    bool scrub = chunk->flags & CHUNK_SCRUB;
-    if (scrub) {
-        chunk->flags &= (uint8_t)~CHUNK_SCRUB;
-        core->scrub_busy = false;
-        STAT(core, SCRUBBED_CHUNKS)++;
-    }
-    if (io->status != KVT_OK) {
+    core_job_moved(core, c, KVT_JOB_PREFETCH, io->status);
+    if (io->status != KVT_OK || (chunk->flags & CHUNK_UNHASHED)) {
         read_failed(core, c, io->status);
-        return;
-    }
-    STAT(core, NVME_READ_BYTES) += io->slot_bytes + (io->chunk_only ? 0 : KVT_SLOT_HEADER_BYTES);
-    if (scrub && chunk->waiters == NONE) {
-        core_forget_host(core, c, false);
         return;
     }
     memcpy(core_slot_sums(pool, chunk->host_slot), io->header->sums,
@@ -356,17 +446,64 @@ static void read_done(struct kvt_core *core, struct kvt_io *io)
                               core_hash(core, &chunk->key, chunk->ns),
                               core_parent_in(core, c, HOST), core->tick);
     core_set_host(core, c, HOST_VALID);
-    if (!scrub)
-        pool->policy->ops->hit(pool->policy, c, core->tick);
+    pool->policy->ops->hit(pool->policy, c, core->tick);
     core_wake(core, c, KVT_OK);
+}
+
+static void verify_failed(struct kvt_core *core, uint32_t c, enum kvt_status status)
+{
+    struct chunk *chunk = &core->chunks[c];
+    if (chunk->host_state == HOST_READING) { /* the same bytes are under way to a load */
+        nvme_lost_in_use(core, c, status);
+        return;
+    }
+    nvme_lost(core, c, status);
+    if (chunk->host_state == HOST_VALID)
+        core_want_write(core, c); /* what memory has is as good as before */
+    else
+        core_chunk_drop(core, c);
+}
+
+static uint32_t host_slot_of(const struct kvt_core *core, const struct kvt_io *io)
+{
+    uint64_t base = core->pool[HOST].slabs[io->arena_slab].base;
+    return slot_make(io->arena_slab, (uint32_t)((io->arena_offset - base) / io->slot_bytes));
+}
+
+static bool reads_to_scratch(const struct kvt_core *core, const struct kvt_io *io)
+{
+    const struct slab *slab = &core->pool[HOST].slabs[io->arena_slab];
+    return slab->owner[slot_index(host_slot_of(core, io))] == OWNER_SCRATCH;
+}
+
+static void verify_done(struct kvt_core *core, struct kvt_io *io)
+{
+    uint32_t c = io->core_id;
+    struct chunk *chunk = &core->chunks[c];
+    struct slab_pool *host = &core->pool[HOST];
+    host->n_scratch--;
+    core_slot_free(core, host, host_slot_of(core, io));
+    chunk->flags &= (uint8_t)~CHUNK_VERIFY;
+    core_job_moved(core, c, KVT_JOB_VERIFY, io->status);
+    core->scrub_busy = core->scrub_busy && core->scrub_chunk != c;
+    STAT(core, SCRUBBED_CHUNKS)++;
+    if (io->status != KVT_OK && !(chunk->flags & CHUNK_UNHASHED))
+        verify_failed(core, c, io->status);
+    core_unpin(core, c);
+    core_chunk_reap(core, c);
 }
 
 void kvt_core_io_done(struct kvt_core *core, struct kvt_io *io, uint64_t now_ns)
 {
     if (io->type == KVT_IO_WRITE)
         write_done(core, io, now_ns);
-    else
-        read_done(core, io);
+    else {
+        count_read(core, io);
+        if (reads_to_scratch(core, io))
+            verify_done(core, io);
+        else
+            read_done(core, io);
+    }
     io_free(core, io);
 }
 
@@ -392,22 +529,18 @@ void core_scrub(struct kvt_core *core, uint64_t now_ns)
             return;
         }
         uint32_t c = slab->owner[core->scrub_slot++];
-        if (c & OWNER_FREE || c == OWNER_QUARANTINED || core->chunks[c].nvme_state != NVME_VALID ||
-            core->chunks[c].host_state != HOST_NONE)
+        if (owner_is_none(c) || core->chunks[c].nvme_state != NVME_VALID ||
+            core->chunks[c].host_state != HOST_NONE ||
+            (core->chunks[c].flags & (CHUNK_UNHASHED | CHUNK_VERIFY)) != 0)
             continue;
         uint64_t bytes = chunk_ns(core, c)->slot_bytes;
         if (!core_can_read(core, bytes))
             break;
-        core_pin(core, c); /* making room must not choose the chunk itself */
-        uint32_t slot = core_room(core, HOST, c);
-        core_unpin(core, c);
-        if (slot == KVT_SLOT_NONE)
+        if (!core_start_verify(core, c))
             break;
-        core->chunks[c].host_slot = slot;
-        core->chunks[c].flags |= CHUNK_SCRUB;
         core->scrub_busy = true;
+        core->scrub_chunk = c;
         core->scrub_next_ns = now_ns + bytes * 1000000000 / core->config.scrub_bytes_per_s;
-        core_start_read(core, c);
         return;
     }
     core->scrub_next_ns = now_ns + 100000000; /* nothing found or no room: a little later */

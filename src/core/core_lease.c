@@ -5,8 +5,6 @@
 
 #include "core_internal.h"
 
-#define LEASE_ID(l, generation) ((uint64_t)(generation) << 32 | ((l) + 1))
-
 bool core_leases_init(struct kvt_core *core)
 {
     core->leases = kvt_big_calloc((uint64_t)core->config.n_leases_max * sizeof(*core->leases));
@@ -119,6 +117,21 @@ static uint32_t lease_new(struct kvt_core *core, uint32_t session, unsigned n)
     return first;
 }
 
+static void count_lookup(struct kvt_core *core, const struct kvt_ns_desc *desc, uint64_t n_keys,
+                         uint64_t n_host, uint64_t n_nvme)
+{
+    STAT(core, LOOKUPS)++;
+    STAT(core, LOOKUP_KEYS) += n_keys;
+    STAT(core, LOOKUP_TOKENS) += n_keys * desc->tokens_per_chunk;
+    STAT(core, LOOKUP_HITS) += n_host + n_nvme;
+    STAT(core, HIT_HOST_CHUNKS) += n_host;
+    STAT(core, HIT_HOST_TOKENS) += n_host * desc->tokens_per_chunk;
+    STAT(core, HIT_HOST_BYTES) += n_host * desc->chunk_bytes;
+    STAT(core, HIT_NVME_CHUNKS) += n_nvme;
+    STAT(core, HIT_NVME_TOKENS) += n_nvme * desc->tokens_per_chunk;
+    STAT(core, HIT_NVME_BYTES) += n_nvme * desc->chunk_bytes;
+}
+
 void kvt_core_lookup(struct kvt_core *core, uint32_t session, uint32_t ns,
                      const struct kvt_key *keys, unsigned n, uint32_t flags, uint32_t ttl_ms,
                      uint64_t now_ns, struct kvt_wire_lookup_r *reply, uint8_t *where)
@@ -131,16 +144,14 @@ void kvt_core_lookup(struct kvt_core *core, uint32_t session, uint32_t ns,
         (flags & ~(uint32_t)KVT_LOOKUP_LEASE) != 0)
         return;
     reply->status = KVT_OK;
+    unsigned n_host = 0;
     unsigned n_hit = core_find_batch(core, keys, n, ns, true);
     for (unsigned i = 0; i < n_hit; i++) {
-        const struct chunk *chunk = &core->chunks[core->found[i]];
-        where[i] = (uint8_t)((chunk->host_state == HOST_VALID ? KVT_WHERE_HOST : 0) |
-                             (chunk->nvme_state == NVME_VALID ? KVT_WHERE_NVME : 0));
+        where[i] = chunk_where(&core->chunks[core->found[i]]);
+        n_host += where[i] & KVT_WHERE_HOST;
     }
     reply->n_hit = n_hit;
-    STAT(core, LOOKUPS)++;
-    STAT(core, LOOKUP_KEYS) += n;
-    STAT(core, LOOKUP_HITS) += n_hit;
+    count_lookup(core, &core->ns[ns].desc, n, n_host, n_hit - n_host);
     if (!(flags & KVT_LOOKUP_LEASE) || n_hit == 0)
         return;
     uint32_t l = lease_new(core, session, n_hit);

@@ -5,6 +5,8 @@
 #include "core_internal.h"
 
 #define PREFIX_HITS_MAX 8 /* beyond this a prompt is a continued one, however long */
+/* For chunks of others to become durable, whatever the deadline for room. */
+#define EXISTING_WAIT_NS (UINT64_C(2) * 1000000000)
 
 static uint32_t item_ref(uint32_t o, uint32_t i)
 {
@@ -249,7 +251,7 @@ static void touch(struct kvt_core *core, uint32_t c)
         pool[HOST].policy->ops->hit(pool[HOST].policy, c, core->tick);
     if (chunk->nvme_state == NVME_VALID)
         pool[NVME].policy->ops->hit(pool[NVME].policy, c, core->tick);
-    if (core->config.admission == KVT_ADMIT_REUSED)
+    if (core->config.admission == KVT_ADMIT_REUSED && !core->draining)
         core_want_write(core, c);
 }
 
@@ -297,16 +299,56 @@ static void reserve_item(struct kvt_core *core, struct op *op, struct item *item
         core_unpin(core, prev);
 }
 
-static void reserve_known(struct kvt_core *core, struct item *item, uint32_t prev)
+static void reserve_known(struct kvt_core *core, uint32_t o, uint32_t i, uint32_t prev)
 {
-    if (chunk_held(&core->chunks[item->chunk])) {
-        item->status = KVT_ERR_EXISTS;
-        STAT(core, STORE_EXISTS_CHUNKS)++;
-        core_link(core, item->chunk, prev);
-    } else {
+    struct op *op = &core->ops[o];
+    struct item *item = &op->items[i];
+    struct chunk *chunk = &core->chunks[item->chunk];
+    if (!chunk_held(chunk)) {
         item->status = KVT_ERR_BUSY;
         STAT(core, STORE_BUSY_CHUNKS)++;
+        return;
     }
+    item->status = KVT_ERR_EXISTS;
+    STAT(core, STORE_EXISTS_CHUNKS)++;
+    core_link(core, item->chunk, prev);
+    if (!(op->flags & KVT_STORE_DURABLE))
+        return;
+    /* Who wants it durable is told that it exists when that is so, and still is. */
+    core_pin(core, item->chunk);
+    item->pinned = 1;
+    if (chunk->nvme_state == NVME_VALID)
+        return;
+    core_want_write(core, item->chunk);
+    if (!(chunk->flags & CHUNK_WANT_WRITE)) {
+        item->status = KVT_ERR_NOTSUP;
+        return;
+    }
+    waiters_add(core, item_ref(o, i), ITEM_WAIT_DURABLE);
+    op->n_existing++;
+}
+
+static bool reserve_waits(const struct op *op)
+{
+    return op->n_waiting > 0 || op->n_existing > 0;
+}
+
+static void reserve_ready(struct kvt_core *core, uint32_t o)
+{
+    if (reserve_waits(&core->ops[o]))
+        return;
+    heap_remove(&core->op_heap, o);
+    ready_add(core, o);
+}
+
+/* An item whose chunk somebody else has stored: it is durable now, or it is not to be. */
+static void existing_answer(struct kvt_core *core, uint32_t o, uint32_t i, enum kvt_status status)
+{
+    struct op *op = &core->ops[o];
+    op->items[i].state = ITEM_DONE;
+    op->items[i].status = (int16_t)(status == KVT_OK ? KVT_ERR_EXISTS : status);
+    op->n_existing--;
+    reserve_ready(core, o);
 }
 
 enum kvt_status kvt_core_reserve(struct kvt_core *core, uint32_t s, uint64_t id, uint32_t ns,
@@ -324,6 +366,7 @@ enum kvt_status kvt_core_reserve(struct kvt_core *core, uint32_t s, uint64_t id,
     if (status != KVT_OK)
         return status;
     struct op *op = &core->ops[o];
+    op->hold_until_ns = now_ns + EXISTING_WAIT_NS;
     core_find_batch(core, keys, n, ns, false);
     for (unsigned i = n; i-- > first;)
         if (core->found[i] != NONE && chunk_held(&core->chunks[core->found[i]]))
@@ -343,16 +386,15 @@ enum kvt_status kvt_core_reserve(struct kvt_core *core, uint32_t s, uint64_t id,
             if (c == NONE)
                 reserve_item(core, op, item, &keys[i], prev);
             else
-                reserve_known(core, item, prev);
+                reserve_known(core, o, i - first, prev);
             c = item->chunk;
         }
         prev = c;
     }
     if (op->n_waiting > 0)
         queue_add(core, o);
-    else
-        ready_add(core, o);
     heap_set(&core->op_heap, o, op->deadline_ns);
+    reserve_ready(core, o);
     return KVT_OK;
 }
 
@@ -368,8 +410,19 @@ static void reserve_refuse_rest(struct kvt_core *core, uint32_t o)
         STAT(core, STORE_REFUSED_CHUNKS)++;
     }
     queue_remove(core, o);
-    heap_remove(&core->op_heap, o);
-    ready_add(core, o);
+    reserve_ready(core, o);
+}
+
+/* No more waiting for chunks of others to become durable. */
+static void reserve_existing_late(struct kvt_core *core, uint32_t o)
+{
+    struct op *op = &core->ops[o];
+    for (uint32_t i = 0; op->n_existing > 0; i++) {
+        if (op->items[i].state != ITEM_WAIT_DURABLE)
+            continue;
+        waiters_remove(core, item_ref(o, i));
+        existing_answer(core, o, i, KVT_ERR_TIMEOUT);
+    }
 }
 
 /* Slots for the items of a reserve, in order. False: it has to wait. */
@@ -406,8 +459,7 @@ static bool reserve_fill(struct kvt_core *core, uint32_t o, uint64_t now_ns)
         reserved_bytes(core, op, true);
     }
     queue_remove(core, o);
-    heap_remove(&core->op_heap, o);
-    ready_add(core, o);
+    reserve_ready(core, o);
     return true;
 }
 
@@ -519,6 +571,7 @@ enum kvt_status kvt_core_load(struct kvt_core *core, uint32_t s, uint64_t id, ui
             continue;
         }
         STAT(core, LOAD_NVME_CHUNKS)++;
+        item->from_nvme = 1;
         if (core->chunks[c].host_state == HOST_READING) {
             waiters_add(core, item_ref(o, i - first), ITEM_WAIT_READ);
         } else {
@@ -577,8 +630,12 @@ void core_wake(struct kvt_core *core, uint32_t c, enum kvt_status status)
     uint32_t ref = core->chunks[c].waiters;
     core->chunks[c].waiters = NONE;
     while (ref != NONE) {
-        uint32_t next = item_at(core, ref)->next;
-        answer(core, ref / KVT_BATCH_MAX, ref % KVT_BATCH_MAX, status);
+        uint32_t next = item_at(core, ref)->next, o = ref / KVT_BATCH_MAX;
+        const struct op *op = &core->ops[o];
+        if (op->type == OP_RESERVE && !op->announced)
+            existing_answer(core, o, ref % KVT_BATCH_MAX, status);
+        else
+            answer(core, o, ref % KVT_BATCH_MAX, status);
         ref = next;
     }
 }
@@ -631,6 +688,10 @@ void core_ops_expire(struct kvt_core *core, uint64_t now_ns)
             /* One try before it is refused: room may be there without having to wait for it. */
             if (op->n_waiting > 0 && !reserve_fill(core, o, now_ns))
                 reserve_refuse_rest(core, o);
+            if (op->n_existing > 0 && now_ns < op->hold_until_ns)
+                heap_set(&core->op_heap, o, op->hold_until_ns);
+            else
+                reserve_existing_late(core, o);
         } else if (op->n_open == 0) {
             core_op_end(core, o); /* every copy that ends from now on is late by the clock */
         } else {
@@ -648,6 +709,20 @@ void core_ops_pump(struct kvt_core *core, uint64_t now_ns)
     }
 }
 
+static void count_loaded(struct kvt_core *core, const struct op *op, const struct item *item)
+{
+    const struct kvt_ns_desc *desc = &core->ns[op->ns].desc;
+    if (item->from_nvme) {
+        STAT(core, LOADED_NVME_CHUNKS)++;
+        STAT(core, LOADED_NVME_TOKENS) += desc->tokens_per_chunk;
+        STAT(core, LOADED_NVME_BYTES) += desc->chunk_bytes;
+    } else {
+        STAT(core, LOADED_HOST_CHUNKS)++;
+        STAT(core, LOADED_HOST_TOKENS) += desc->tokens_per_chunk;
+        STAT(core, LOADED_HOST_BYTES) += desc->chunk_bytes;
+    }
+}
+
 static unsigned gather_answers(struct kvt_core *core, struct op *op, uint64_t now_ns)
 {
     bool hold = op->type == OP_LOAD && !(op->flags & KVT_LOAD_PREFETCH);
@@ -661,6 +736,7 @@ static unsigned gather_answers(struct kvt_core *core, struct op *op, uint64_t no
             out->offset = core_slot_offset(core, core->chunks[item->chunk].host_slot);
             out->lease_deadline_ns = op->hold_until_ns = now_ns + core->config.lease_ttl_ns;
             item->state = ITEM_HELD;
+            count_loaded(core, op, item);
         } else {
             item_unpin(core, item);
         }
@@ -674,7 +750,10 @@ static unsigned gather_reserved(struct kvt_core *core, struct op *op)
 {
     unsigned n_granted = 0;
     for (uint32_t i = 0; i < op->n_items; i++) {
-        const struct item *item = &op->items[i];
+        struct item *item = &op->items[i];
+        if (item->pinned && (core->chunks[item->chunk].flags & CHUNK_UNHASHED) != 0)
+            item->status = KVT_ERR_CANCELED;
+        item_unpin(core, item);
         core->scratch[i] = (struct kvt_wire_item){.index = i, .status = item->status};
         if (item->state != ITEM_GRANTED)
             continue;

@@ -43,6 +43,22 @@ void kvt_core_restore_slab(struct kvt_core *core, uint32_t s, uint64_t slot_byte
         core->restore_bad++;
 }
 
+/* The record of a slot is not believed: whoever is deleted later must not come back by it. */
+static void slot_distrust(struct kvt_core *core, uint32_t slot)
+{
+    struct slab_pool *pool = &core->pool[NVME];
+    if (slot_slab(slot) < pool->n_slabs && !core_slot_stale(pool, slot))
+        core->restore_bad++;
+}
+
+static void slot_disown(struct kvt_core *core, uint32_t slot)
+{
+    struct slab *slab = &core->pool[NVME].slabs[slot_slab(slot)];
+    slab->owner[slot_index(slot)] = OWNER_FREE;
+    slab->n_used--;
+    slot_distrust(core, slot);
+}
+
 /* Records may be more than the index holds, since those of evicted chunks are among them: the
  * newest stay. */
 static bool restore_room(struct kvt_core *core, uint64_t generation)
@@ -64,11 +80,10 @@ static bool restore_room(struct kvt_core *core, uint64_t generation)
         return false;
     uint32_t c = core->restore_heap->ids[0];
     struct chunk *chunk = &core->chunks[c];
-    struct slab *slab = &pool->slabs[slot_slab(chunk->nvme_slot)];
     heap_remove(core->restore_heap, c);
-    slab->owner[slot_index(chunk->nvme_slot)] = OWNER_FREE;
-    slab->n_used--;
+    slot_disown(core, chunk->nvme_slot);
     pool->policy->ops->remove(pool->policy, c, false, core->tick);
+    core_count_copies(core, c, false);
     chunk->nvme_state = NVME_NONE;
     chunk->nvme_slot = KVT_SLOT_NONE;
     chunk->first_child = chunk->next_sibling = chunk->write_next = chunk->write_prev = NONE;
@@ -87,18 +102,20 @@ static void restore_record(struct kvt_core *core, const struct kvt_meta_record *
         !(pool->slabs[s].owner[i] & OWNER_FREE) ||
         core->class_bytes[pool->slabs[s].size_class] != core->ns[record->ns].slot_bytes) {
         core->restore_bad++;
+        slot_distrust(core, record->slot);
         return;
     }
     uint32_t c = core_find_hashed(core, &record->key, record->ns, hash);
     if (c != NONE) {
-        if (stashed_generation(&core->chunks[c]) >= record->generation)
+        if (stashed_generation(&core->chunks[c]) >= record->generation) {
+            slot_distrust(core, record->slot);
             return;
-        struct slab *old = &pool->slabs[slot_slab(core->chunks[c].nvme_slot)];
-        old->owner[slot_index(core->chunks[c].nvme_slot)] = OWNER_FREE;
-        old->n_used--;
+        }
+        slot_disown(core, core->chunks[c].nvme_slot);
     } else {
         if (!restore_room(core, record->generation)) {
             core->restore_bad++;
+            slot_distrust(core, record->slot);
             return;
         }
         c = core_chunk_new(core, &record->key, record->ns);
@@ -112,7 +129,9 @@ static void restore_record(struct kvt_core *core, const struct kvt_meta_record *
         core_slab_reclass(pool, s, core->ns[record->ns].size_class);
     struct chunk *chunk = &core->chunks[c];
     chunk->nvme_slot = record->slot;
+    core_count_copies(core, c, false); /* if it was restored before, from an older record */
     chunk->nvme_state = NVME_VALID;
+    core_count_copies(core, c, true);
     chunk->digest = record->digest;
     stash(chunk, record);
     if (core->restore_heap != NULL)

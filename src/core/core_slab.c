@@ -2,6 +2,7 @@
 /* Slabs and slots, alike for both tiers. A slab has one slot size while any of its slots is used.
  */
 #include <stdlib.h>
+#include <string.h>
 
 #include "core_internal.h"
 
@@ -26,6 +27,7 @@ void core_pool_fini(struct slab_pool *pool)
     for (uint32_t i = 0; pool->slabs != NULL && i < pool->n_slabs; i++) {
         free(pool->slabs[i].owner);
         free(pool->slabs[i].sums);
+        free(pool->slabs[i].stale);
     }
     free(pool->slabs);
 }
@@ -74,6 +76,46 @@ void core_pool_add(struct slab_pool *pool, uint32_t s, uint64_t base)
     list_add(pool, s);
 }
 
+/* So many bits; they only become more, since what a class before left behind still counts. */
+static bool stale_room(struct slab_pool *pool, uint32_t s, uint32_t n_slots)
+{
+    struct slab *slab = &pool->slabs[s];
+    uint32_t n_words = (n_slots + 63) / 64;
+    if (pool->tier == HOST || n_words <= slab->n_stale_words)
+        return true;
+    uint64_t *stale = realloc(slab->stale, n_words * sizeof(*stale));
+    if (stale == NULL)
+        return false;
+    memset(stale + slab->n_stale_words, 0, (n_words - slab->n_stale_words) * sizeof(*stale));
+    pool->table_bytes += (n_words - slab->n_stale_words) * sizeof(*stale);
+    slab->stale = stale;
+    slab->n_stale_words = n_words;
+    return true;
+}
+
+bool core_slot_stale(struct slab_pool *pool, uint32_t slot)
+{
+    uint32_t s = slot_slab(slot), i = slot_index(slot);
+    struct slab *slab = &pool->slabs[s];
+    if (!stale_room(pool, s, i + 1))
+        return false;
+    uint64_t bit = UINT64_C(1) << (i % 64);
+    slab->n_stale += (slab->stale[i / 64] & bit) == 0;
+    slab->stale[i / 64] |= bit;
+    return true;
+}
+
+void core_slot_clean(struct slab_pool *pool, uint32_t slot)
+{
+    uint32_t i = slot_index(slot);
+    struct slab *slab = &pool->slabs[slot_slab(slot)];
+    uint64_t bit = UINT64_C(1) << (i % 64);
+    if (i / 64 >= slab->n_stale_words || (slab->stale[i / 64] & bit) == 0)
+        return;
+    slab->n_stale--;
+    slab->stale[i / 64] &= ~bit;
+}
+
 bool core_slab_assign(struct kvt_core *core, struct slab_pool *pool, uint32_t s,
                       unsigned size_class)
 {
@@ -91,7 +133,7 @@ bool core_slab_assign(struct kvt_core *core, struct slab_pool *pool, uint32_t s,
         sums_bytes = (uint64_t)n_slots * slab->n_sums * sizeof(*sums);
         sums = malloc(KVT_MAX(sums_bytes, 1u));
     }
-    if (owner == NULL || (pool->tier == HOST && sums == NULL)) {
+    if (owner == NULL || (pool->tier == HOST && sums == NULL) || !stale_room(pool, s, n_slots)) {
         free(owner);
         free(sums);
         return false;

@@ -212,7 +212,7 @@ struct sim_op {
     unsigned ns;
     unsigned n;
     uint32_t flags;
-    uint64_t deadline_ns;
+    uint64_t began_ns, deadline_ns;
     bool answered; /* store: reserved() came */
     bool over;     /* the core holds nothing for it any more, and may emit nothing */
     bool leased;   /* load: a lease held all its items when it began */
@@ -297,7 +297,8 @@ struct sim {
     unsigned n_clients;
     struct sim_client clients[SIM_CLIENTS_MAX];
 
-    uint64_t n_losses; /* chunks evicted or lost in this life, as of the last flush */
+    uint64_t n_deletes; /* of operators, in this life */
+    uint64_t n_losses;  /* chunks evicted or lost in this life, as of the last flush */
 
     /* Commits answered in this flush, to be looked up right after it. */
     unsigned n_fresh;

@@ -31,21 +31,27 @@ static bool legal(const struct sim *sim, const struct sim_op *op, bool commit,
                   enum kvt_status status)
 {
     bool disk = (sim->faults & (SIM_DISK_FAULTS | SIM_META_FAULTS)) != 0;
+    bool durable = op->kind == SIM_STORE && (op->flags & KVT_STORE_DURABLE) != 0;
     switch (status) {
     case KVT_ERR_EXISTS:
     case KVT_ERR_BUSY:
         return op->kind == SIM_STORE && !commit;
     case KVT_ERR_NOSPACE:
-        return !commit || (op->flags & KVT_STORE_DURABLE) != 0;
+        return !commit || durable;
+    case KVT_ERR_CANCELED: /* deleted, or found damaged, before it was durable */
+        return durable && (sim->n_deletes > 0 || disk || sim->n_lives > 1);
     case KVT_ERR_MISS:
-    case KVT_ERR_TIMEOUT:
         return op->kind != SIM_STORE;
+    case KVT_ERR_TIMEOUT: /* a store's: of what exists and is not durable yet */
+        return op->kind != SIM_STORE ||
+               (durable && !commit && sim->now_ns >= op->began_ns + 2000 * SIM_MS &&
+                sim->now_ns >= op->deadline_ns);
     case KVT_ERR_CORRUPT:
         return op->kind != SIM_STORE && (disk || sim->n_lives > 1);
     case KVT_ERR_IO:
-        return disk && (op->kind != SIM_STORE || commit);
+        return disk && (op->kind != SIM_STORE || durable);
     case KVT_ERR_NOTSUP:
-        return commit && sim->config.n_nvme_slabs == 0 && (op->flags & KVT_STORE_DURABLE) != 0;
+        return sim->config.n_nvme_slabs == 0 && durable;
     default:
         return false;
     }
@@ -100,6 +106,15 @@ static void check_slot_idle(struct sim *sim, uint64_t offset, uint64_t bytes, co
     }
 }
 
+static void fresh_add(struct sim *sim, unsigned ns, int key, bool durable)
+{
+    if (sim->n_fresh == KVT_ARRAY_LEN(sim->fresh))
+        return;
+    sim->fresh[sim->n_fresh].ns = ns;
+    sim->fresh[sim->n_fresh].durable = durable;
+    sim->fresh[sim->n_fresh++].key = key;
+}
+
 static void on_reserved(void *arg, uint32_t session, uint64_t id, enum kvt_status status,
                         const struct kvt_wire_item *items, unsigned n, unsigned n_open)
 {
@@ -117,7 +132,15 @@ static void on_reserved(void *arg, uint32_t session, uint64_t id, enum kvt_statu
         item->state = item->status == KVT_OK ? SIM_ITEM_OPEN : SIM_ITEM_REFUSED;
         SIM_CHECK(sim, item->status != KVT_ERR_EXISTS || entry->maybe,
                   "reserved: key %d exists and was never committed", item->key);
-        SIM_CHECK(sim, item->status != KVT_ERR_NOSPACE || !sim->roomy || sim->unsound,
+        bool durable = (op->flags & KVT_STORE_DURABLE) != 0;
+        /* A kill may leave the record of a chunk whose slot was being overwritten: then only a read
+         * tells. */
+        if (item->status == KVT_ERR_EXISTS && durable && sim->n_lives == 1)
+            fresh_add(sim, op->ns, item->key, true);
+        /* Of what exists and is to be durable, the disk may say so. */
+        SIM_CHECK(sim,
+                  item->status != KVT_ERR_NOSPACE || !sim->roomy || sim->unsound ||
+                      (durable && (sim->faults & SIM_DISK_FAULTS) != 0),
                   "reserved: no space for key %d where there is room for all", item->key);
         if (item->status != KVT_OK)
             continue;
@@ -209,11 +232,7 @@ static void on_committed(void *arg, uint32_t session, uint64_t id, enum kvt_stat
             continue;
         entry->must = sim->roomy && (sim->faults & (SIM_DISK_FAULTS | SIM_META_FAULTS)) == 0;
         entry->linked = item->held_parent;
-        if (sim->n_fresh < KVT_ARRAY_LEN(sim->fresh)) {
-            sim->fresh[sim->n_fresh].ns = op->ns;
-            sim->fresh[sim->n_fresh].durable = (op->flags & KVT_STORE_DURABLE) != 0;
-            sim->fresh[sim->n_fresh++].key = item->key;
-        }
+        fresh_add(sim, op->ns, item->key, (op->flags & KVT_STORE_DURABLE) != 0);
     }
     SIM_CHECK(sim, n_open == count_open(op), "committed: op %llu has %u open, says %u",
               (unsigned long long)id, count_open(op), n_open);

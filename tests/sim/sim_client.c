@@ -174,7 +174,8 @@ static void start_store(struct sim *sim, struct sim_client *client, unsigned ns)
     unsigned n = draw_path(sim, sim_chance(&sim->rng, 600), path), first = 0;
     if (op == NULL)
         return;
-    struct sim_op draft = {.kind = SIM_STORE, .id = client->next_id++, .ns = ns};
+    struct sim_op draft = {
+        .kind = SIM_STORE, .id = client->next_id++, .ns = ns, .began_ns = sim->now_ns};
     if (n > 1 && sim_chance(&sim->rng, 400)) {
         draft.flags |= KVT_STORE_PARENT;
         first = 1;

@@ -230,7 +230,36 @@ _Static_assert(sizeof(struct kvt_wire_load) == 40, "wire");
     X(SCRUBBED_CHUNKS, scrubbed_chunks, "chunks verified in the background")                       \
     X(QUARANTINED_SLOTS, quarantined_slots, "NVMe slots no longer used after a fault")             \
     X(LEASES_EXPIRED, leases_expired, "leases that ran out")                                       \
-    X(NVME_DEGRADED, nvme_degraded, "1: the NVMe tier refuses writes or io_uring is not in use")
+    X(NVME_DEGRADED, nvme_degraded, "1: the NVMe tier refuses writes or io_uring is not in use")   \
+    X(LOOKUP_TOKENS, lookup_tokens, "tokens of the keys asked for by lookups")                     \
+    X(HIT_HOST_CHUNKS, hit_host_chunks, "chunks found by lookups, in host memory")                 \
+    X(HIT_HOST_TOKENS, hit_host_tokens, "tokens of these")                                         \
+    X(HIT_HOST_BYTES, hit_host_bytes, "bytes of these")                                            \
+    X(HIT_NVME_CHUNKS, hit_nvme_chunks, "chunks found by lookups, on NVMe alone")                  \
+    X(HIT_NVME_TOKENS, hit_nvme_tokens, "tokens of these")                                         \
+    X(HIT_NVME_BYTES, hit_nvme_bytes, "bytes of these")                                            \
+    X(LOADED_HOST_CHUNKS, loaded_host_chunks, "chunks handed to loads, from host memory")          \
+    X(LOADED_HOST_TOKENS, loaded_host_tokens, "tokens of these")                                   \
+    X(LOADED_HOST_BYTES, loaded_host_bytes, "bytes of these")                                      \
+    X(LOADED_NVME_CHUNKS, loaded_nvme_chunks, "chunks handed to loads, read from NVMe for it")     \
+    X(LOADED_NVME_TOKENS, loaded_nvme_tokens, "tokens of these")                                   \
+    X(LOADED_NVME_BYTES, loaded_nvme_bytes, "bytes of these")                                      \
+    X(EVICT_HOST_BYTES, evict_host_bytes, "bytes of the chunks evicted from host memory")          \
+    X(EVICT_NVME_BYTES, evict_nvme_bytes, "bytes of the chunks evicted from NVMe")                 \
+    X(EVICT_INDEX_COPIES, evict_index_copies, "evictions, of either tier, for room in the index")  \
+    X(DELETED_CHUNKS, deleted_chunks, "chunks deleted by an operator")                             \
+    X(DELETED_BYTES, deleted_bytes, "bytes of these")                                              \
+    X(REMOVED_HOST_CHUNKS, removed_host_chunks, "host copies removed by an operator, NVMe's kept") \
+    X(REMOVED_NVME_CHUNKS, removed_nvme_chunks, "NVMe copies removed by an operator, host's kept") \
+    X(HOST_PINNED_BYTES, host_pinned_bytes, "arena bytes in slots of pinned chunks")               \
+    X(NVME_PINNED_BYTES, nvme_pinned_bytes, "store bytes in slots of pinned chunks")               \
+    X(READING_BYTES, reading_bytes, "bytes on their way from NVMe")                                \
+    X(WRITING_BYTES, writing_bytes, "bytes on their way to NVMe")                                  \
+    X(WRITE_QUEUE_CHUNKS, write_queue_chunks, "chunks that wait to be written to NVMe")            \
+    X(META_ERRORS, meta_errors, "changes of the metadata that failed")                             \
+    X(ADMIN_PINS, admin_pins, "pins of operators")                                                 \
+    X(ADMIN_PINNED_CHUNKS, admin_pinned_chunks, "chunks that they hold")                           \
+    X(JOBS, jobs, "open jobs of operators")
 
 enum kvt_stat {
 #define KVT_STAT_ENUM(upper, lower, help) KVT_STAT_##upper,

@@ -137,7 +137,13 @@ enum kvt_status kvt_core_release(struct kvt_core *core, uint32_t session, uint64
 /*
  * Ops. A call that returns other than KVT_OK has no effect and no answer comes. keys[0] is the
  * parent of the first item with KVT_STORE_PARENT or KVT_LOAD_PARENT (then n counts it too).
- * ERR_AGAIN: too many ops open. ERR_INVAL: bad argument, or the op id is in use.
+ * ERR_AGAIN: too many ops open, or a store while draining. ERR_INVAL: bad argument, or the op id is
+ * in use.
+ *
+ * A reserve with KVT_STORE_DURABLE is answered when the chunks among its keys that exist are
+ * durable, at the latest two seconds after it or by its deadline. Those items say ERR_EXISTS only
+ * if they are, else ERR_TIMEOUT or what went wrong with the write. ERR_CANCELED, of such an item or
+ * of a durable commit: the chunk was deleted, or found damaged, before.
  */
 enum kvt_status kvt_core_reserve(struct kvt_core *core, uint32_t session, uint64_t op, uint32_t ns,
                                  const struct kvt_key *keys, unsigned n, uint32_t flags,
@@ -182,9 +188,11 @@ struct kvt_core_tuning { /* the members of struct kvt_core_config */
 };
 void kvt_core_tune(struct kvt_core *core, const struct kvt_core_tuning *tuning);
 
-/** Stop taking stores (refused with ERR_AGAIN) and let write-behind finish. */
+/** Stop taking stores (refused with ERR_AGAIN), cancel jobs, let write-behind finish. Loads are
+ * served, but nothing waits for them and no write follows from them. */
 void kvt_core_drain(struct kvt_core *core);
-/** No transfer, metadata change or write-behind is under way or waiting. */
+/** No transfer (while draining: no write), metadata change, write-behind or job is under way or
+ * waiting. */
 bool kvt_core_quiescent(const struct kvt_core *core);
 
 void kvt_core_stats(const struct kvt_core *core, uint64_t stats[KVT_STAT_N]);

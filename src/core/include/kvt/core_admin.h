@@ -259,7 +259,6 @@ unsigned kvt_core_jobs(const struct kvt_core *core, uint64_t *cursor_p, struct k
                        unsigned n_max);
 /** Stop it. What it started ends by itself. @return KVT_OK, KVT_ERR_MISS (no such job),
  * KVT_ERR_INVAL (it has ended). */
-enum kvt_status kvt_core_job_cancel(struct kvt_core *core, uint64_t job,
-                                    uint64_t now_ns) KVT_MUST_CHECK;
+enum kvt_status kvt_core_job_cancel(struct kvt_core *core, uint64_t job) KVT_MUST_CHECK;
 
 #endif
