@@ -236,9 +236,9 @@ void kvt_core_flush(struct kvt_core *core, uint64_t now_ns)
     core_pins_expire(core, now_ns);
     core_ops_expire(core, now_ns);
     core_ops_pump(core, now_ns);
+    core_jobs_step(core, now_ns); /* before the writes: those that it asks for start now */
     core_start_writes(core, now_ns);
     core_scrub(core, now_ns);
-    core_jobs_step(core, now_ns);
     core_ops_pump(core, now_ns); /* a write that was skipped may have made room */
     core_ops_emit(core, now_ns);
 }

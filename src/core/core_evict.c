@@ -108,6 +108,7 @@ static bool demote_one(struct kvt_core *core, unsigned size_class)
     return false;
 }
 
+/* At rest and unpinned: may leave the index altogether. */
 bool core_removable(const struct chunk *chunk)
 {
     return chunk->pins == 0 && !(chunk->flags & CHUNK_UNHASHED) &&

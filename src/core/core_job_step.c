@@ -14,7 +14,7 @@
 #define STEP_ACTS    128                /* of them changed */
 #define MOVING_MAX   16                 /* chunks that one job writes at once */
 #define IO_SHARE     4                  /* one in so many transfers of the tiers is for jobs */
-#define LATER_MAX    100                /* times in a row that a chunk is asked for again */
+#define LATER_MAX    100                /* times that chunks are asked for again without success */
 #define RESTARTS_MAX 64
 #define PURGE_PASSES 4
 
@@ -318,13 +318,15 @@ static enum verdict subtree_step(struct kvt_core *core, struct job *job, struct 
         }
         job->root = c;
         at_set(core, job, c, false);
-    } else if (job->epoch != core->tree_epoch) {
+    } else if (job->epoch != core->tree_epoch ||
+               (core->chunks[job->at].flags & CHUNK_UNHASHED) != 0) {
         /* The way from here to the root may be another one: from the root again. */
         at_set(core, job, NONE, false);
         job->root = NONE;
-        if (++job->n_restarts > RESTARTS_MAX)
-            job->key_at++;
-        return NEXT;
+        if (++job->n_restarts <= RESTARTS_MAX)
+            return NEXT;
+        core_job_end(core, job, KVT_JOB_FAILED, KVT_ERR_AGAIN);
+        return WAIT;
     }
     return tree_move(core, job, budget);
 }

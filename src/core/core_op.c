@@ -753,6 +753,9 @@ static unsigned gather_reserved(struct kvt_core *core, struct op *op)
         struct item *item = &op->items[i];
         if (item->pinned && (core->chunks[item->chunk].flags & CHUNK_UNHASHED) != 0)
             item->status = KVT_ERR_CANCELED;
+        else if (item->pinned && item->status == KVT_ERR_EXISTS &&
+                 core->chunks[item->chunk].nvme_state != NVME_VALID)
+            item->status = KVT_ERR_IO; /* it was durable, and its copy was lost or removed */
         item_unpin(core, item);
         core->scratch[i] = (struct kvt_wire_item){.index = i, .status = item->status};
         if (item->state != ITEM_GRANTED)

@@ -48,8 +48,9 @@ static bool legal(const struct sim *sim, const struct sim_op *op, bool commit,
                 sim->now_ns >= op->deadline_ns);
     case KVT_ERR_CORRUPT:
         return op->kind != SIM_STORE && (disk || sim->n_lives > 1);
-    case KVT_ERR_IO:
-        return disk && (op->kind != SIM_STORE || durable);
+    case KVT_ERR_IO: /* a store's: also of what was durable until its copy was lost or removed */
+        return (disk && (op->kind != SIM_STORE || durable)) ||
+               (durable && !commit && (sim->n_deletes > 0 || sim->n_lives > 1));
     case KVT_ERR_NOTSUP:
         return sim->config.n_nvme_slabs == 0 && durable;
     default:

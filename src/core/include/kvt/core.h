@@ -142,8 +142,9 @@ enum kvt_status kvt_core_release(struct kvt_core *core, uint32_t session, uint64
  *
  * A reserve with KVT_STORE_DURABLE is answered when the chunks among its keys that exist are
  * durable, at the latest two seconds after it or by its deadline. Those items say ERR_EXISTS only
- * if they are, else ERR_TIMEOUT or what went wrong with the write. ERR_CANCELED, of such an item or
- * of a durable commit: the chunk was deleted, or found damaged, before.
+ * if they are, else ERR_TIMEOUT or what went wrong with the write, or ERR_IO where the copy on NVMe
+ * was lost or removed since. ERR_CANCELED, of such an item or of a durable commit: the chunk was
+ * deleted, or found damaged, before.
  */
 enum kvt_status kvt_core_reserve(struct kvt_core *core, uint32_t session, uint64_t op, uint32_t ns,
                                  const struct kvt_key *keys, unsigned n, uint32_t flags,
