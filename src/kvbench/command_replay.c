@@ -380,10 +380,11 @@ static bool print_json(const struct report *p)
                           (json_int_t)r->bytes_verified, "bytes_wrong", (json_int_t)r->bytes_wrong,
                           "errors", (json_int_t)r->n_errors);
     json_t *more = json_pack(
-        "{s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:I, "
-        "s:I}",
+        "{s:f, s:f, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, "
+        "s:f, s:I, s:I}",
         "hit_ratio_host", ratio(r->n_hits_host, r->n_blocks), "hit_ratio_nvme",
-        ratio(r->n_hits_nvme, r->n_blocks), "blocks", (json_int_t)r->n_blocks, "distinct_blocks",
+        ratio(r->n_hits_nvme, r->n_blocks), "hits_host", (json_int_t)r->n_hits_host, "hits_nvme",
+        (json_int_t)r->n_hits_nvme, "blocks", (json_int_t)r->n_blocks, "distinct_blocks",
         (json_int_t)p->trace->n_distinct, "capacity_blocks", (json_int_t)p->capacity,
         "stored_chunks", (json_int_t)r->n_stored, "existing_chunks", (json_int_t)r->n_exists,
         "dropped_chunks", (json_int_t)r->n_dropped, "seconds", r->seconds, "requests_per_s",
@@ -462,7 +463,7 @@ static enum kvt_status ask_agent(const struct command *c, bool wait_arena,
         status = kvt_error_set(err, KVT_ERR_TIMEOUT,
                                "replay: the agent's arena did not reach %" PRIu64 " bytes",
                                c->arena_bytes);
-    else if (!kvt_counters_read(session, counters))
+    else if (!kvt_counters_read_settled(session, counters))
         status = kvt_error_set(err, KVT_ERR_UNREACH, "replay: the agent does not answer");
     kvt_close(session);
     return status;

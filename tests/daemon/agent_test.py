@@ -29,7 +29,7 @@ HELLO, WELCOME, PING, PONG, NS_OPEN, NS_OPEN_R, LOOKUP, LOOKUP_R = range(1, 9)
 RELEASE, RELEASE_R, RESERVE, RESERVE_R, COMMIT, COMMIT_R, LOAD, LOAD_R = range(9, 17)
 LOAD_DONE, CANCEL, CANCEL_R, STATS, STATS_R = range(17, 22)
 ERR_INVAL, ERR_AGAIN, ERR_VERSION = -5, -2, -14
-STAT_SESSIONS, STAT_RESERVED_BYTES, STAT_OPS = 6, 10, 9
+STAT_SESSIONS, STAT_LEASES, STAT_RESERVED_BYTES, STAT_OPS = 6, 7, 10, 9
 OPS_MAX = 64
 
 
@@ -130,9 +130,9 @@ class Client:
 
 
 class Agent:
-    def __init__(self, folder, *sets, wait=True, nvme_bytes=0):
+    def __init__(self, folder, *sets, wait=True, nvme_bytes=0, args=()):
         self.path = os.path.join(folder, "s.sock")
-        args = [KVTIERD, "--set", f"socket.path={self.path}", "--set", "host.bytes=32MiB",
+        args = [KVTIERD, *args, "--set", f"socket.path={self.path}", "--set", "host.bytes=32MiB",
                 "--set", "host.slab_bytes=8MiB", "--set", "host.huge_pages=off",
                 "--set", "metrics.listen="]
         if nvme_bytes:
