@@ -14,7 +14,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
-#include "kvt/core.h"
+#include "kvt/core_admin.h"
 #include "kvt/util.h"
 
 #define SIM_NS_MAX      4
@@ -25,6 +25,8 @@
 #define SIM_ITEMS_MAX   16 /* of one op */
 #define SIM_LEASES_MAX  12 /* of one client */
 #define SIM_MS          UINT64_C(1000000)
+#define SIM_JOBS_MAX    6
+#define SIM_PINS_MAX    8
 
 /* --- randomness --------------------------------------------------------------------------------
  */
@@ -126,6 +128,8 @@ struct sim_entry {
     bool must;    /* committed, and nothing that happened since may have removed it */
     bool durable; /* was answered as durable, and its record was not removed since */
     bool linked;  /* its parent was held when it was committed; until either is found gone */
+    bool gone;    /* an operator deleted it and it was not committed since */
+    uint64_t commit_seq, delete_seq; /* of sim.seq, when that last happened, or might have */
 };
 
 struct sim_disk_op {
@@ -213,6 +217,7 @@ struct sim_op {
     unsigned n;
     uint32_t flags;
     uint64_t began_ns, deadline_ns;
+    uint64_t seq;  /* sim.seq when it began */
     bool answered; /* store: reserved() came */
     bool over;     /* the core holds nothing for it any more, and may emit nothing */
     bool leased;   /* load: a lease held all its items when it began */
@@ -237,6 +242,24 @@ struct sim_client {
     struct sim_lease leases[SIM_LEASES_MAX];
 };
 
+/* An open job of an operator. */
+struct sim_job {
+    uint64_t id; /* 0: free */
+    struct kvt_job_request request;
+    int ns; /* -1: any */
+    int keys[SIM_ITEMS_MAX];
+    uint64_t seq;
+};
+
+struct sim_pin {
+    uint64_t id; /* 0: free */
+    unsigned ns, n;
+    int keys[SIM_ITEMS_MAX]; /* that were held; -1: a job may have deleted it since */
+    uint8_t where[SIM_ITEMS_MAX];
+    unsigned owner;
+    uint64_t deadline_ns;
+};
+
 enum sim_action {
     SIM_ACT_CLIENT,
     SIM_ACT_DISK,
@@ -247,6 +270,7 @@ enum sim_action {
     SIM_ACT_PROBE,
     SIM_ACT_FLIP,
     SIM_ACT_KILL,
+    SIM_ACT_ADMIN,
     SIM_ACT_N
 };
 
@@ -297,8 +321,13 @@ struct sim {
     unsigned n_clients;
     struct sim_client clients[SIM_CLIENTS_MAX];
 
+    uint64_t seq;       /* counts commits and what operators begin */
     uint64_t n_deletes; /* of operators, in this life */
-    uint64_t n_losses;  /* chunks evicted or lost in this life, as of the last flush */
+    struct sim_job jobs[SIM_JOBS_MAX];
+    struct sim_pin pins[SIM_PINS_MAX];
+    uint64_t ended[KVT_ADMIN_JOBS_MAX]; /* jobs whose end was told in this flush */
+    unsigned n_ended;
+    uint64_t n_losses; /* chunks evicted or lost in this life, as of the last flush */
 
     /* Commits answered in this flush, to be looked up right after it. */
     unsigned n_fresh;
@@ -408,6 +437,8 @@ void sim_meta_restore(struct sim *sim);
 const struct kvt_meta_record *sim_meta_find(const struct sim *sim, unsigned ns, int key);
 /* Whether any record names the chunk, be it one that means nothing any more. */
 bool sim_meta_names(const struct sim *sim, unsigned ns, int key);
+/* Whether a record, or one on its way, would bring the chunk back at a restart. */
+bool sim_meta_promises(const struct sim *sim, unsigned ns, int key);
 const struct kvt_meta_record *sim_meta_at(const struct sim *sim, uint32_t slot);
 
 /* --- sim_client.c: what clients do; sim_answer.c: what they are told ---------------------------
@@ -426,5 +457,15 @@ void sim_writer_set(struct sim *sim, struct sim_client *client, struct sim_op *o
 void sim_writer_clear(struct sim *sim, struct sim_op *op, struct sim_item *item);
 
 void sim_answer_actions(struct sim *sim, struct kvt_core_actions *actions);
+
+/* --- sim_admin.c: what operators do ------------------------------------------------------------
+ */
+void sim_admin_step(struct sim *sim);
+void sim_admin_job_done(void *arg, uint64_t job); /* an action */
+void sim_admin_flushed(struct sim *sim);          /* after each flush: ends, and what they mean */
+void sim_admin_lists(struct sim *sim);            /* what is listed is what lookups find */
+void sim_admin_finish(struct sim *sim);           /* ends its pins; its jobs end by themselves */
+void sim_admin_killed(struct sim *sim);
+bool sim_admin_deletes(const struct sim *sim); /* a job that deletes is open */
 
 #endif

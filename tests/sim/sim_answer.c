@@ -231,8 +231,12 @@ static void on_committed(void *arg, uint32_t session, uint64_t id, enum kvt_stat
         item->state = SIM_ITEM_DONE;
         if (item->status != KVT_OK)
             continue;
-        entry->must = sim->roomy && (sim->faults & (SIM_DISK_FAULTS | SIM_META_FAULTS)) == 0;
-        entry->linked = item->held_parent;
+        int parent = sim->keys[item->key].parent;
+        bool deleted = entry->delete_seq > entry->commit_seq;
+        bool stranded = parent >= 0 && sim->entries[op->ns][parent].delete_seq > op->seq;
+        entry->must =
+            !deleted && sim->roomy && (sim->faults & (SIM_DISK_FAULTS | SIM_META_FAULTS)) == 0;
+        entry->linked = !deleted && !stranded && item->held_parent;
         fresh_add(sim, op->ns, item->key, (op->flags & KVT_STORE_DURABLE) != 0);
     }
     SIM_CHECK(sim, n_open == count_open(op), "committed: op %llu has %u open, says %u",
@@ -246,4 +250,5 @@ void sim_answer_actions(struct sim *sim, struct kvt_core_actions *actions)
     actions->reserved = on_reserved;
     actions->loaded = on_loaded;
     actions->committed = on_committed;
+    actions->job_done = sim_admin_job_done;
 }

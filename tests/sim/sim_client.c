@@ -174,8 +174,11 @@ static void start_store(struct sim *sim, struct sim_client *client, unsigned ns)
     unsigned n = draw_path(sim, sim_chance(&sim->rng, 600), path), first = 0;
     if (op == NULL)
         return;
-    struct sim_op draft = {
-        .kind = SIM_STORE, .id = client->next_id++, .ns = ns, .began_ns = sim->now_ns};
+    struct sim_op draft = {.kind = SIM_STORE,
+                           .id = client->next_id++,
+                           .ns = ns,
+                           .began_ns = sim->now_ns,
+                           .seq = sim->seq};
     if (n > 1 && sim_chance(&sim->rng, 400)) {
         draft.flags |= KVT_STORE_PARENT;
         first = 1;
@@ -217,7 +220,7 @@ static void start_load(struct sim *sim, struct sim_client *client, unsigned ns)
     struct sim_op draft = {.kind = SIM_LOAD, .id = client->next_id++, .ns = ns};
     for (unsigned l = 0; l < SIM_LEASES_MAX; l++) {
         const struct sim_lease *lease = &client->leases[l];
-        if (lease->id == 0 || !sim_chance(&sim->rng, 400))
+        if (lease->id == 0 || lease->n == 0 || !sim_chance(&sim->rng, 400))
             continue;
         draft.ns = ns = lease->ns; /* as engines do: load what was looked up */
         n = KVT_MIN(lease->n, SIM_ITEMS_MAX - 1u);
@@ -233,7 +236,7 @@ static void start_load(struct sim *sim, struct sim_client *client, unsigned ns)
     }
     draft.deadline_ns = draw_deadline(sim);
     draft.n = n - first;
-    draft.leased = leased(sim, client, ns, path, n);
+    draft.leased = leased(sim, client, ns, path, n) && !sim_admin_deletes(sim);
     for (unsigned i = 0; i < n; i++) {
         keys[i] = sim->keys[path[i]].key;
         if (i >= first)
@@ -375,8 +378,12 @@ static void commit(struct sim *sim, struct sim_client *client, struct sim_op *op
         sim_model_sums(sim, op->ns, item->key, sums + (size_t)i * ns->desc.n_segments);
         sim_writer_clear(sim, op, item);
         item->state = abort ? SIM_ITEM_DONE : SIM_ITEM_COMMITTING;
-        if (!abort)
-            sim->entries[op->ns][item->key].maybe = true;
+        if (abort)
+            continue;
+        struct sim_entry *entry = &sim->entries[op->ns][item->key];
+        entry->maybe = true;
+        entry->gone = false;
+        entry->commit_seq = ++sim->seq;
     }
     for (unsigned i = 1; i < op->n && !abort; i++)
         if (op->items[i].state == SIM_ITEM_COMMITTING && op->items[i - 1].status == KVT_OK &&

@@ -36,9 +36,9 @@ void sim_fail(struct sim *sim, const char *format, ...)
 static void draw_run(struct sim *sim)
 {
     static const unsigned weights[SIM_ACT_N] = {
-        [SIM_ACT_CLIENT] = 1000, [SIM_ACT_DISK] = 400, [SIM_ACT_META] = 200,
-        [SIM_ACT_FLUSH] = 200,   [SIM_ACT_TIME] = 150, [SIM_ACT_GROW] = 10,
-        [SIM_ACT_PROBE] = 100,   [SIM_ACT_FLIP] = 20,  [SIM_ACT_KILL] = 2,
+        [SIM_ACT_CLIENT] = 1000, [SIM_ACT_DISK] = 400, [SIM_ACT_META] = 200,  [SIM_ACT_FLUSH] = 200,
+        [SIM_ACT_TIME] = 150,    [SIM_ACT_GROW] = 10,  [SIM_ACT_PROBE] = 100, [SIM_ACT_FLIP] = 20,
+        [SIM_ACT_KILL] = 2,      [SIM_ACT_ADMIN] = 30,
     };
     sim->now_ns = sim_range(&sim->rng, SIM_MS, 1000000 * SIM_MS);
     sim->n_clients = 1 + sim_below(&sim->rng, SIM_CLIENTS_MAX);
@@ -98,6 +98,7 @@ static void rest(struct sim *sim, bool drain)
     }
     for (unsigned c = 0; c < sim->n_clients; c++)
         sim_client_finish(sim, &sim->clients[c]);
+    sim_admin_finish(sim);
     sim_node_settle(sim);
     sim_model_quiet(sim);
 }
@@ -135,6 +136,9 @@ static void step(struct sim *sim)
         break;
     case SIM_ACT_KILL:
         sim_node_kill(sim);
+        break;
+    case SIM_ACT_ADMIN:
+        sim_admin_step(sim);
         break;
     case SIM_ACT_N:
         break;

@@ -68,6 +68,18 @@ bool sim_meta_names(const struct sim *sim, unsigned ns, int key)
     return false;
 }
 
+bool sim_meta_promises(const struct sim *sim, unsigned ns, int key)
+{
+    for (unsigned i = 0; i < sim->meta.n_queue; i++) {
+        const struct sim_change *change = &sim->meta.queue[i];
+        if (change->type == SIM_PUT &&
+            memcmp(&change->record.key, &sim->keys[key].key, sizeof(struct kvt_key)) == 0 &&
+            meta_ns(sim, change->record.ns) == (int)ns)
+            return true;
+    }
+    return sim_meta_names(sim, ns, key);
+}
+
 /* The record of an evicted chunk stays until its slot is written again: of two the later counts. It
  * means nothing while its slab has another slot size. */
 const struct kvt_meta_record *sim_meta_find(const struct sim *sim, unsigned ns, int key)

@@ -108,8 +108,11 @@ bool sim_model_held(struct sim *sim, unsigned ns, int key, uint8_t *where_p)
               "a lookup of one key without lease: status %d, n_hit %u, lease %llu", reply.status,
               reply.n_hit, (unsigned long long)reply.lease);
     if (reply.n_hit == 1)
-        SIM_CHECK(sim, sim->entries[ns][key].maybe && where != 0 && where < 4,
-                  "ns %u key %d is held (where %u) and was never committed", ns, key, where);
+        SIM_CHECK(sim,
+                  sim->entries[ns][key].maybe && !sim->entries[ns][key].gone && where != 0 &&
+                      where < 4,
+                  "ns %u key %d is held (where %u) and was never committed%s", ns, key, where,
+                  sim->entries[ns][key].gone ? " since it was deleted" : "");
     if (where_p != NULL)
         *where_p = reply.n_hit == 1 ? where : 0;
     return reply.n_hit == 1;
@@ -164,6 +167,8 @@ static void check_lease(struct sim *sim, struct sim_lease *lease)
     struct kvt_key keys[SIM_ITEMS_MAX];
     uint8_t where[SIM_ITEMS_MAX];
     struct kvt_wire_lookup_r reply = {0};
+    if (lease->n == 0)
+        return;
     for (unsigned i = 0; i < lease->n; i++)
         keys[i] = sim->keys[lease->keys[i]].key;
     kvt_core_lookup(sim->core, sim->probe, sim->ns[lease->ns].handle, keys, lease->n, 0, 0,
@@ -213,7 +218,10 @@ void sim_model_probe(struct sim *sim)
     char msg[256];
     if (!sim->ns[ns].open)
         return;
-    switch (sim_below(&sim->rng, 8)) {
+    switch (sim_below(&sim->rng, 9)) {
+    case 4:
+        sim_admin_lists(sim);
+        break;
     case 0:
         sim_model_leases(sim);
         break;
@@ -325,7 +333,10 @@ void sim_model_quiet(struct sim *sim)
     bool all_open = true;
     SIM_CHECK(sim, kvt_core_check(sim->core, msg, sizeof(msg)), "the books at rest: %s", msg);
     SIM_CHECK(sim, kvt_core_quiescent(sim->core), "everything is done and the core is not at rest");
+    sim_admin_lists(sim);
     kvt_core_stats(sim->core, stats);
+    SIM_CHECK(sim, stat(stats, KVT_STAT_JOBS) == 0, "%llu jobs are left at rest",
+              (unsigned long long)stat(stats, KVT_STAT_JOBS));
     SIM_CHECK(sim, stat(stats, KVT_STAT_PINS) == 0, "%llu pins are left at rest",
               (unsigned long long)stat(stats, KVT_STAT_PINS));
     SIM_CHECK(sim, stat(stats, KVT_STAT_OPS) == 0, "%llu ops are left at rest",

@@ -124,7 +124,7 @@ void sim_node_start(struct sim *sim)
     sim->unsound = false;
     sim->drained = false;
     sim->n_fresh = 0;
-    sim->n_losses = 0;
+    sim->n_losses = sim->n_deletes = 0;
     /* What was in memory is gone; whatever is there now must not matter. */
     memset(sim->arena, 0xa5, sim->arena_bytes);
     memset(sim->writers, 0, sim->arena_bytes / KVT_PAGE_BYTES * sizeof(*sim->writers));
@@ -184,6 +184,7 @@ void sim_node_kill(struct sim *sim)
     sim_meta_kill(sim);
     for (unsigned c = 0; c < sim->n_clients; c++)
         sim_client_lost(sim, &sim->clients[c]);
+    sim_admin_killed(sim);
     sim_model_killed(sim);
     sim_meta_damage(sim);
     if (sim->meta_damaged)
@@ -225,10 +226,13 @@ void sim_node_flush(struct sim *sim)
     sim->in_flush = false;
     kvt_core_stats(sim->core, stats);
     uint64_t n_losses = stats[KVT_STAT_EVICT_HOST_CHUNKS] + stats[KVT_STAT_EVICT_NVME_CHUNKS] +
-                        stats[KVT_STAT_CORRUPT_CHUNKS] + stats[KVT_STAT_NVME_READ_ERRORS];
+                        stats[KVT_STAT_CORRUPT_CHUNKS] + stats[KVT_STAT_NVME_READ_ERRORS] +
+                        stats[KVT_STAT_DELETED_CHUNKS] + stats[KVT_STAT_REMOVED_HOST_CHUNKS] +
+                        stats[KVT_STAT_REMOVED_NVME_CHUNKS];
     /* What was committed first may have made room for the rest. */
     sim_model_fresh(sim, n_losses != sim->n_losses);
     sim->n_losses = n_losses;
+    sim_admin_flushed(sim);
     sim_model_progress(sim);
     SIM_CHECK(sim, stats[KVT_STAT_HOST_USED_BYTES] <= stats[KVT_STAT_HOST_CAPACITY_BYTES],
               "host: %llu bytes used of %llu", (unsigned long long)stats[KVT_STAT_HOST_USED_BYTES],
