@@ -58,7 +58,7 @@ static void forget_lease_of(struct sim *sim, unsigned ns, int key)
         for (unsigned l = 0; l < SIM_LEASES_MAX; l++)
             for (unsigned i = 0; client->leases[l].ns == ns && i < client->leases[l].n; i++)
                 if (client->leases[l].keys[i] == key)
-                    client->leases[l].n = i;
+                    client->leases[l].n = 0; /* its pin was on the last: all before it may go */
         for (unsigned o = 0; o < SIM_OPS_MAX; o++)
             if (client->ops[o].ns == ns)
                 client->ops[o].leased = false;
