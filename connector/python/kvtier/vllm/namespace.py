@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which bytes are interchangeable: both halves derive the same namespaces from the same facts."""
+
+from . import compat, keys
+
+
+class Identity:
+    """What the workers' shards have in common. The scheduler's process and each worker's make
+    their own, from the same configuration."""
+
+    def __init__(self, vllm_config, settings):
+        name, path, revision, config, how = compat.model_identity(vllm_config)
+        self.model = keys.short(settings.model or name, 127)
+        self.revision = keys.short(settings.revision, 63) or keys.model_revision(
+            path, revision, config, how)
+        self.tenant = settings.tenant
+
+    def fields(self, shard, hash_domain, epoch):
+        """For kvt_namespace."""
+        return {
+            "model": self.model, "revision": self.revision, "layout": shard.layout,
+            "salt": keys.short(f"{self.tenant}/{epoch}" if epoch else self.tenant, 63),
+            "hash_algo": hash_domain, "dtype": shard.dtype, "n_layers": shard.n_layers,
+            "n_kv_heads": shard.n_kv_heads, "head_dim": shard.head_dim,
+            "tokens_per_chunk": shard.tokens_per_chunk, "tp_rank": shard.tp_rank,
+            "tp_size": shard.tp_size, "pp_rank": shard.pp_rank, "pp_size": shard.pp_size,
+            "kv_group": shard.group, "n_segments": shard.n_segments,
+            "chunk_bytes": shard.chunk_bytes,
+        }
+
+
+class Plan:
+    """How a group's tokens make up chunks; the same in both halves."""
+
+    def __init__(self, index, spec, hash_tokens, settings):
+        self.index = index
+        self.spec = spec
+        kind = compat.group_kind(spec)
+        if isinstance(kind, str) and kind != "full":
+            raise ValueError(f"KVTier: {kind} is not supported; run this model without the "
+                             "connector")
+        self.window = None if kind == "full" else kind
+        self.block_tokens = spec.block_size
+        # Blocks before a window are gone by the time a longer chunk would be complete.
+        self.blocks_per_chunk = 1 if self.window else -(-settings.chunk_tokens // spec.block_size)
+        self.chunk_tokens = self.blocks_per_chunk * self.block_tokens
+        if self.block_tokens % hash_tokens != 0:
+            raise ValueError(f"KVTier: blocks of {self.block_tokens} tokens are not whole hash "
+                             f"blocks of {hash_tokens}")
+        self.hash_tokens = hash_tokens
+        self.hashes_per_chunk = self.chunk_tokens // hash_tokens
+
+
+def plans(vllm_config, kv_cache_config, settings):
+    hash_tokens = compat.hash_block_tokens(vllm_config, kv_cache_config)
+    groups = kv_cache_config.kv_cache_groups
+    if len(groups) > 1 and compat.TransferResults is None:
+        raise ValueError(
+            f"KVTier: vLLM {compat.vllm_version()} cannot be told of a failed load when a model "
+            "has several KV groups; use 0.30 or later, or --disable-hybrid-kv-cache-manager")
+    return [Plan(i, g.kv_cache_spec, hash_tokens, settings) for i, g in enumerate(groups)]

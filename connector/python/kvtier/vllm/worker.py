@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The connector's half in each worker: moves chunks between the engine's KV memory and the agent.
+
+Submits and polls, never waits for the agent. Every load is reported exactly once, whatever became
+of it: libkvtier completes every op (an agent that is gone completes them at once), and past the
+deadline an op is cancelled here first, after which nothing writes to the engine's blocks any more.
+"""
+
+import time
+
+import numpy as np
+
+from kvtier import BATCH_MAX, KEY_BYTES, Status
+
+from . import compat
+from .layout import GroupMemory, PageSpec, layer_pages, layout_id
+from .meta import Shard, WorkerMeta
+from .namespace import Identity, plans
+from .stats import Stats
+
+LATE_NS = 1_000_000_000  # past its deadline an op is given so long to end by itself
+
+
+class _Load:
+    __slots__ = ("open", "parts", "give_up_ns")
+
+    def __init__(self, give_up_ns):
+        self.open = set()
+        self.parts = []  # [transfer, first chunk, chunks, chunks that came without a gap]
+        self.give_up_ns = give_up_ns
+
+
+class _Save:
+    __slots__ = ("open", "whole", "give_up_ns")
+
+    def __init__(self, give_up_ns):
+        self.open = set()
+        self.whole = True
+        self.give_up_ns = give_up_ns
+
+
+class _Group:
+    __slots__ = ("plan", "memory", "shard", "handle", "stores", "sink")
+
+
+class WorkerHalf:
+    def __init__(self, vllm_config, kv_cache_config, settings, port):
+        self._vllm_config = vllm_config
+        self._kv_cache_config = kv_cache_config
+        self._settings = settings
+        self._port = port
+        self._plans = plans(vllm_config, kv_cache_config, settings)
+        self._identity = Identity(vllm_config, settings)
+        self._groups = []
+        self._described = False
+        self._namespace = None  # (hash domain, epoch) of the handles
+        self._ops = {}          # op -> (load or save, part, bytes per chunk)
+        self._loads = {}        # request id -> _Load
+        self._saves = {}        # save id -> _Save
+        self._came = set()      # requests to be reported
+        self._failed = {}       # request id -> tokens that came, for the scheduler's half
+        self._bad_blocks = set()
+        self._bad_requests = set()
+        self._saved, self._stored = {}, {}
+        self.stats = Stats()
+
+    # ---- memory ----------------------------------------------------------------------------
+
+    def register_kv_caches(self, kv_caches):
+        """Reads the layouts; raises LayoutError, which keeps the engine from starting, where one
+        is not known."""
+        name, first = compat.layout_name(self._vllm_config, self._kv_cache_config)
+        tp_rank, tp_size, pp_rank, pp_size = compat.ranks(self._vllm_config)
+        for plan, described in zip(self._plans, self._kv_cache_config.kv_cache_groups):
+            names = [n for n in described.layer_names if n in kv_caches]
+            group = _Group()
+            group.plan = plan
+            pages = []
+            for layer in names:
+                spec = compat.layer_spec(described.kv_cache_spec, layer)
+                pages.append(layer_pages(layer, kv_caches[layer], PageSpec(
+                    self._kv_cache_config.num_blocks, spec.page_size_bytes,
+                    compat.spec_is_padded(spec), first)))
+            group.memory = GroupMemory(pages, plan.blocks_per_chunk,
+                                       self._kv_cache_config.num_blocks)
+            spec = compat.layer_spec(described.kv_cache_spec, names[0])
+            replicated = compat.is_mla(spec)  # every rank has the same: one copy is enough
+            n_heads, head_dim = compat.spec_heads(spec)
+            dtype = compat.spec_dtype(spec)
+            backend = compat.backend_name(self._vllm_config, names[0])
+            group.shard = Shard(
+                plan.index, layout_id(compat.layout_family(), name, pages, names, dtype, backend),
+                dtype[:15], len(names), n_heads, head_dim, 0 if replicated else tp_rank,
+                1 if replicated else tp_size, pp_rank, pp_size, group.memory.n_segments,
+                group.memory.chunk_bytes, plan.chunk_tokens)
+            group.stores = not replicated or tp_rank == 0
+            if kv_caches[names[0]].device.type != "cpu":
+                raise ValueError("KVTier: this build of libkvtier moves KV of host memory alone, "
+                                 f"not of {kv_caches[names[0]].device}")
+            group.sink = np.empty(group.memory.block_bytes, np.uint8) \
+                if plan.blocks_per_chunk > 1 else None
+            group.handle = -1
+            self._groups.append(group)
+            compat.log.info("KVTier: KV group %d: %d layers, %d bytes per chunk of %d tokens, "
+                            "layout %s", plan.index, len(names), group.memory.chunk_bytes,
+                            plan.chunk_tokens, group.shard.layout)
+
+    def _namespaces(self, meta):
+        if self._namespace == (meta.hash_domain, meta.epoch):
+            return
+        for group in self._groups:
+            group.handle = self._port.namespace(
+                self._identity.fields(group.shard, meta.hash_domain, meta.epoch))
+        self._namespace = meta.hash_domain, meta.epoch
+
+    # ---- transfers -------------------------------------------------------------------------
+
+    def _submit(self, call, transfer, start, deadline_ns):
+        """One op of at most BATCH_MAX chunks. @return (op or None, chunks)."""
+        group = self._groups[transfer.group]
+        n = min(len(transfer.keys) // KEY_BYTES - start, BATCH_MAX)
+        per = group.plan.blocks_per_chunk
+        names = transfer.keys[start * KEY_BYTES:(start + n) * KEY_BYTES]
+        parent = transfer.keys[(start - 1) * KEY_BYTES:start * KEY_BYTES] if start \
+            else transfer.parent
+        memory = group.memory.batch(transfer.blocks[start * per:(start + n) * per], group.sink)
+        op = call(group.handle, names, memory, parent or None, deadline_ns)
+        return op, n
+
+    def start_load_kv(self, meta):
+        if not meta.loads:
+            return
+        self._namespaces(meta)
+        now = time.monotonic_ns()
+        deadline = now + self._settings.load_timeout_ms * 1_000_000
+        for req_id, transfers in meta.loads:
+            load = self._loads[req_id] = _Load(deadline + LATE_NS)
+            for transfer in transfers:
+                start, total = 0, len(transfer.keys) // KEY_BYTES
+                while start < total:
+                    op, n = self._submit(self._port.load, transfer, start, deadline)
+                    part = [transfer, start, n, 0]
+                    load.parts.append(part)
+                    if op:
+                        load.open.add(op)
+                        self._ops[op] = load, part
+                    start += n
+            if not load.open:
+                self._load_over(req_id, load)
+
+    def wait_for_save(self, meta):
+        if not meta.saves:
+            return
+        self._namespaces(meta)
+        deadline = time.monotonic_ns() + self._settings.save_timeout_ms * 1_000_000
+        for save_id, transfers in meta.saves:
+            save = _Save(deadline + LATE_NS)
+            for transfer in transfers:
+                if not self._groups[transfer.group].stores:
+                    continue
+                start, total = 0, len(transfer.keys) // KEY_BYTES
+                while start < total:
+                    op, n = self._submit(self._port.store, transfer, start, deadline)
+                    if op:
+                        save.open.add(op)
+                        self._ops[op] = save, [transfer, start, n, save_id]
+                    else:
+                        save.whole = False
+                        self.stats.add("unstored_chunks", n)
+                    start += n
+            if save.open:
+                self._saves[save_id] = save
+            else:
+                self._save_over(save_id, save)
+
+    # ---- completions -----------------------------------------------------------------------
+
+    def poll(self):
+        if not self._ops:
+            return
+        for done in self._port.poll():
+            self._done(done)
+        self._late()
+
+    def _done(self, done):
+        entry = self._ops.pop(done, None)
+        if entry is None:
+            return
+        owner, part = entry
+        transfer, _, n, _ = part
+        chunk_bytes = self._groups[transfer.group].memory.chunk_bytes
+        if done.status == Status.UNREACH:
+            self.stats.add("agent_lost")
+        if isinstance(owner, _Save):
+            owner.whole &= done.status == 0 and done.n_ok == n
+            self.stats.add("stored_chunks", done.n_ok)
+            self.stats.add("stored_bytes", done.n_ok * chunk_bytes)
+            if done.n_ok < n:
+                self.stats.add("unstored_chunks", n - done.n_ok)
+            owner.open.discard(done)
+            if not owner.open:
+                del self._saves[part[3]]
+                self._save_over(part[3], owner)
+            return
+        part[3] = done.n_prefix
+        self.stats.add("loaded_bytes", done.n_prefix * chunk_bytes)
+        owner.open.discard(done)
+        if done.n_prefix < n and done.status in (Status.TIMEOUT, Status.CANCELED):
+            self.stats.add("load_timeouts")
+        if not owner.open:
+            for req_id, load in self._loads.items():
+                if load is owner:
+                    self._load_over(req_id, load)
+                    break
+
+    def _late(self):
+        """Ends what did not end by itself. After the cancel nothing touches the blocks any more.
+        Both tables are in the order of deadlines."""
+        now = time.monotonic_ns()
+        while self._loads:
+            req_id, load = next(iter(self._loads.items()))
+            if now < load.give_up_ns:
+                break
+            self._cancel(load)
+            self.stats.add("load_timeouts")
+            self._load_over(req_id, load)
+        while self._saves:
+            save_id, save = next(iter(self._saves.items()))
+            if now < save.give_up_ns:
+                break
+            self._cancel(save)
+            save.whole = False
+            self.stats.add("save_timeouts")
+            del self._saves[save_id]
+            self._save_over(save_id, save)
+
+    def _cancel(self, owner):
+        for op in owner.open:
+            self._port.cancel(op)
+            self._ops.pop(op, None)
+        owner.open.clear()
+
+    def _load_over(self, req_id, load):
+        self._loads.pop(req_id, None)
+        self._came.add(req_id)
+        if all(n == came for _, _, n, came in load.parts):
+            return
+        if len(self._plans) > 1:
+            self._bad_requests.add(req_id)
+            self._failed[req_id] = 0
+            return
+        good_tokens, broken = 0, False
+        for transfer, start, n, came in load.parts:
+            per = self._plans[transfer.group].blocks_per_chunk
+            blocks = transfer.blocks[start * per:(start + n) * per]
+            if broken:
+                came = 0
+            good = blocks[:came * per]
+            good_tokens += int((good >= 0).sum()) * self._plans[transfer.group].block_tokens
+            bad = blocks[came * per:]
+            self._bad_blocks.update(int(b) for b in bad[bad >= 0])
+            broken |= came < n
+        self._failed[req_id] = good_tokens
+
+    def _save_over(self, save_id, save):
+        self._saved[save_id] = 1
+        if save.whole:
+            self._stored[save_id] = 1
+
+    # ---- what the engine asks --------------------------------------------------------------
+
+    def take_results(self, finished_req_ids):
+        """(requests whose load is over, of these: failed for several groups)."""
+        self.poll()
+        for req_id in finished_req_ids:  # aborted: its blocks are wanted back
+            load = self._loads.get(req_id)
+            if load is not None:
+                self._cancel(load)
+                self._load_over(req_id, load)
+        came, self._came = self._came, set()
+        failed, self._bad_requests = self._bad_requests & came, set()
+        return came, failed
+
+    def take_bad_blocks(self):
+        taken, self._bad_blocks = self._bad_blocks, set()
+        return taken
+
+    def take_meta(self):
+        shards = frozenset()
+        if not self._described and self._groups:
+            self._described = True
+            shards = frozenset(g.shard for g in self._groups)
+        if not (shards or self._saved or self._failed):
+            return None
+        meta = WorkerMeta(shards, int(bool(shards)), self._saved, self._stored, self._failed)
+        self._saved, self._stored, self._failed = {}, {}, {}
+        return meta
+
+    def shutdown(self):
+        self._port.close()

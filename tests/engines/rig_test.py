@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The connector under vLLM's real scheduler, without a model; see rig.py.
+
+Usage: rig_test.py KVTIERD MODEL_FOLDER [unittest arguments]
+environment: KVT_SCHEDULES  random schedules (default 40); KVT_SEED  of the first one (default 1)
+"""
+
+import faulthandler
+import os
+import random
+import signal
+import sys
+import time
+import types
+import unittest
+
+from agent import Agent
+from rig import LAYOUTS, KVCacheLayout, Rig
+
+from kvtier.vllm import compat, keys, layout, worker
+from kvtier.vllm.settings import Settings
+
+KVTIERD = MODEL = ""
+CASE_S = 280
+HYBRID = compat.TransferResults is not None
+TOKENS = [i * 37 % 900 + 5 for i in range(320)]
+
+
+def family(seed, n):
+    source = random.Random(seed)
+    return [source.randrange(5, 900) for _ in range(n)]
+
+
+class EngineCase(unittest.TestCase):
+    def setUp(self):
+        signal.alarm(CASE_S)  # a hang ends with a trace of where
+        self.agent = Agent(KVTIERD, host_bytes="64MiB")
+        self.addCleanup(self.agent.close)
+
+    def rig(self, **settings):
+        extra = {"max_pinned_share": 1.0, **settings.pop("extra", {})}
+        rig = Rig(MODEL, self.agent.socket, extra=extra, **settings)
+        self.addCleanup(rig.close)
+        return rig
+
+    def cold(self, tokens=TOKENS, **settings):
+        """Another engine computes tokens and stores them."""
+        rig = self.rig(**settings)
+        rig.add(tokens, max_tokens=1)
+        rig.run()
+        self.assertEqual(rig.leaks(), 0)
+        return rig
+
+
+class LayoutsTest(EngineCase):
+    def check(self, name, **settings):
+        with self.subTest(layout=name, **settings):
+            self.cold(layout=name, **settings)
+            rig = self.rig(layout=name, **settings)
+            rig.add(TOKENS[:80])
+            rig.run()
+            rig.add(TOKENS)
+            before = rig.n_computed
+            rig.run()
+            self.assertEqual(rig.n_computed - before, 4)  # one of the prompt, and three new ones
+            self.assertEqual(rig.stats["loaded_tokens"], rig.stats["hit_tokens"])
+            self.assertEqual(rig.leaks(), 0)
+
+    def test_every_layout(self):
+        for name in LAYOUTS:
+            self.check(name)
+
+    @unittest.skipUnless(HYBRID, "one KV group only in this release")
+    def test_every_layout_with_two_groups_over_the_same_bytes(self):
+        for name in LAYOUTS:
+            self.check(name, window=64, max_len=600)
+
+    def test_chunks_of_several_blocks_and_a_local_prefix_inside_of_one(self):
+        for name in LAYOUTS:
+            with self.subTest(layout=name):
+                self.cold(layout=name, extra={"chunk_tokens": 64})
+                rig = self.rig(layout=name, extra={"chunk_tokens": 64})
+                rig.add(TOKENS[:80] + [3] * 20, max_tokens=1)  # 64 loaded, 80 then local
+                rig.run()
+                rig.add(TOKENS, max_tokens=1)
+                rig.run()
+                self.assertEqual(rig.stats["loaded_tokens"], 64 + 240)
+                self.assertEqual(rig.leaks(), 0)
+
+    @unittest.skipUnless(HYBRID, "the layout has no name in this release")
+    def test_another_layout_shares_nothing(self):
+        self.cold(layout="LBHNC")
+        rig = self.cold(layout="BLHNC")
+        self.assertNotIn("hit_tokens", rig.stats)
+
+    def test_unknown_layouts_are_refused(self):
+        rig = self.rig()
+        group = rig.kvc.kv_cache_groups[0]
+        name = group.layer_names[0]
+        for change in (lambda t: t[:, :, :, :-1], lambda t: t[:-1], lambda t: t.expand(2, *t.shape),
+                       lambda t: t[:1].expand(t.shape)):
+            half = rig.worker._half
+            with self.assertRaises(layout.LayoutError) as caught:
+                worker.WorkerHalf.register_kv_caches(half, {**rig.kv, name: change(rig.kv[name])})
+            self.assertIn(name, str(caught.exception))
+
+
+class FailuresTest(EngineCase):
+    def test_agent_gone_between_lookup_and_load(self):
+        self.cold()
+        rig = self.rig()
+        rig.tick = lambda r: self.agent.kill() if r.scheduler.connector._half._loading else None
+        rig.add(TOKENS, max_tokens=2)
+        rig.run()
+        self.assertEqual(rig.stats["failed_loads"], 1)
+        self.assertEqual(rig.leaks(), 0)
+        self.agent.start()
+
+    def test_no_agent_at_all(self):
+        self.agent.kill()
+        rig = self.rig()
+        rig.add(TOKENS)
+        rig.run(limit_s=5)
+        self.assertEqual(rig.leaks(), 0)
+        self.assertNotIn("stored_chunks", rig.stats)
+
+    def test_a_stopped_agent_costs_the_time_out_and_then_nothing(self):
+        rig = self.rig(extra={"lookup_timeout_ms": 50, "max_pinned_share": 0.25})
+        rig.add(TOKENS)
+        rig.run()
+        self.agent.pause()
+        rig.scheduler.kv_cache_manager.reset_prefix_cache()
+        began = time.monotonic()
+        for i in range(8):
+            rig.add(TOKENS[i:], max_tokens=1)
+            while rig.scheduler.has_unfinished_requests():
+                rig.step()
+        self.assertLess(time.monotonic() - began, 2)
+        self.assertGreater(rig.stats["lookup_timeouts"], 0)
+        self.agent.resume()
+        rig.run()
+        self.assertEqual(rig.leaks(), 0)
+
+    def test_a_lost_completion_ends_by_the_deadline(self):
+        self.cold()
+        worker.LATE_NS, before = 50_000_000, worker.LATE_NS
+        self.addCleanup(setattr, worker, "LATE_NS", before)
+        rig = self.rig(extra={"load_timeout_ms": 100, "save_timeout_ms": 100})
+        port = rig.worker._half._port
+        port.poll = lambda: []
+        rig.add(TOKENS, max_tokens=2)
+        rig.run(limit_s=10)
+        self.assertEqual(rig.stats["load_timeouts"], 1)
+        self.assertGreaterEqual(rig.stats["save_timeouts"], 0)
+        self.assertEqual(rig.leaks(), 0)
+
+    def test_a_completion_that_comes_twice_is_reported_once(self):
+        self.cold()
+        rig = self.rig()
+        port = rig.worker._half._port
+        port.poll = (lambda poll: lambda: [op for op in poll() for _ in range(2)])(port.poll)
+        rig.add(TOKENS)
+        rig.run()
+        self.assertEqual(rig.stats["loaded_tokens"], 320)
+        self.assertEqual(rig.leaks(), 0)
+
+    def test_abort_while_loading(self):
+        self.cold()
+        rig = self.rig()
+        port = rig.worker._half._port
+        poll, port.poll = port.poll, lambda: []
+        rid = rig.add(TOKENS)
+        for _ in range(1000):
+            rig.step()
+            if rig.scheduler.connector._half._loading:
+                break
+        rig.abort(rid)
+        port.poll = poll
+        rig.run()
+        self.assertEqual(rig.leaks(), 0)
+        rig.add(TOKENS)
+        rig.run()
+
+    def test_policy_fail(self):
+        self.cold()
+        rig = self.rig(policy="fail")
+        rig.tick = lambda r: self.agent.kill() if r.scheduler.connector._half._loading else None
+        rig.add(TOKENS)
+        rig.run()
+        self.assertEqual(rig.leaks(), 0)
+
+    def test_a_full_queue_of_the_library(self):
+        rig = self.rig()
+        half = rig.worker._half
+        half._port.store = half._port.load = lambda *a: None
+        rig.add(TOKENS)
+        rig.run()
+        self.assertEqual(rig.stats["unstored_chunks"], 20)
+        self.assertEqual(rig.leaks(), 0)
+
+
+class IsolationTest(EngineCase):
+    LORA = staticmethod(lambda name, path: types.SimpleNamespace(
+        lora_name=name, lora_path=path, lora_int_id=1, adapter_id=1))
+
+    def test_salts_do_not_meet(self):
+        rig = self.rig(caching=True)
+        for salt in ("a", "b", None):
+            rig.add(TOKENS, salt=salt, max_tokens=1)
+            rig.run()
+        self.assertNotIn("hit_tokens", rig.stats)
+        other = self.rig()
+        for salt in ("a", "b", None):
+            other.add(TOKENS, salt=salt, max_tokens=1)
+            other.run()
+        self.assertEqual(other.stats["loaded_tokens"], 3 * 320)
+
+    def test_an_adapter_of_the_same_name_with_other_weights(self):
+        weights = os.path.join(self.agent.folder, "adapter.safetensors")
+        for n, content in enumerate((b"one", b"two")):
+            with open(weights, "wb") as file:
+                file.write(content)
+            rig = self.rig()
+            rig.add(TOKENS, lora=self.LORA("x", self.agent.folder), max_tokens=1)
+            rig.scheduler.lora_config = None
+            rig.run()
+            self.assertNotIn("hit_tokens", rig.stats, content)
+
+    def test_salt_and_adapter_of_the_same_name(self):
+        adapters = keys.Adapters()
+        names = {keys.request_domain(*a, adapters) for a in
+                 (("x", "", ""), ("", "x", ""), ("x", "x", ""), ("", "x", "y"), ("xx", "", ""))}
+        self.assertEqual(len(names), 5)
+
+    def test_another_hash_root_shares_nothing(self):
+        self.cold()
+        os.environ["PYTHONHASHSEED"] = "7"
+        self.addCleanup(os.environ.__setitem__, "PYTHONHASHSEED", "0")
+        rig = self.cold()
+        self.assertNotIn("hit_tokens", rig.stats)
+
+    def test_a_random_root_is_warned_of_and_a_weak_hash_refused(self):
+        del os.environ["PYTHONHASHSEED"]
+        self.addCleanup(os.environ.__setitem__, "PYTHONHASHSEED", "0")
+        with self.assertRaisesRegex(ValueError, "collision-resistant.*sha256_cbor"):
+            compat.check_hashes("xxhash", Settings())
+        with self.assertLogs(compat.log, "WARNING") as logs:
+            compat.check_hashes("xxhash", Settings(allow_weak_hash=True))
+        self.assertIn("PYTHONHASHSEED", logs.output[0])
+        if not HYBRID:
+            with self.assertLogs(compat.log, "WARNING"):
+                compat.check_hashes("sha256", Settings())
+
+    def test_every_mistake_in_the_settings_is_named(self):
+        with self.assertRaises(ValueError) as caught:
+            Settings.read({"chunk_token": 5, "lease_ms": "x", "copy_threads": 0})
+        for name in ("chunk_tokens?", "lease_ms", "copy_threads"):
+            self.assertIn(name, str(caught.exception))
+
+    def test_reset_forgets_all(self):
+        rig = self.cold()
+        self.assertTrue(rig.scheduler.connector.reset_cache())
+        rig.scheduler.kv_cache_manager.reset_prefix_cache()
+        rig.add(TOKENS, max_tokens=1)
+        rig.run()
+        self.assertNotIn("hit_tokens", rig.stats)
+        rig.scheduler.kv_cache_manager.reset_prefix_cache()
+        rig.add(TOKENS, max_tokens=1)
+        rig.run()
+        self.assertEqual(rig.stats["loaded_tokens"], 320)
+
+    def test_what_ran_while_all_was_reset_is_not_stored(self):
+        rig = self.rig()
+        rig.add(TOKENS, max_tokens=40)
+        for _ in range(4):
+            rig.step()
+        stored = rig.stats.get("save_chunks", 0)
+        rig.scheduler.connector.reset_cache()
+        rig.run()
+        self.assertEqual(rig.stats.get("save_chunks", 0), stored)
+
+
+class RandomTest(EngineCase):
+    def test_random_schedules(self):
+        first = int(os.environ.get("KVT_SEED", "1"))
+        for seed in range(first, first + int(os.environ.get("KVT_SCHEDULES", "40"))):
+            with self.subTest(seed=seed):
+                self.schedule(random.Random(seed), seed)
+
+    def schedule(self, source, seed):
+        window = source.choice((0, 0, 64)) if HYBRID else 0
+        worker.LATE_NS = 50_000_000
+        rig = Rig(MODEL, self.agent.socket, layout=source.choice(LAYOUTS),
+                  blocks=source.choice((40, 64, 90)), window=window, max_len=320, block=16,
+                  budget=source.choice((48, 128, 256)), seqs=source.choice((3, 8)),
+                  extra={"chunk_tokens": source.choice((16, 32)),
+                         "max_pinned_share": source.choice((0.2, 1.0)),
+                         "tenant": f"{source.randrange(3)}", "load_timeout_ms": 300,
+                         "lookup_timeout_ms": source.choice((5, 100)), "save_timeout_ms": 300})
+        faults = source.random() < 0.5
+        paused = False
+        try:
+            left, live, end = source.randrange(5, 25), [], time.monotonic() + 60
+            while left or rig.busy():
+                self.assertLess(time.monotonic(), end, "no end")
+                if left and source.random() < 0.3:
+                    left -= 1
+                    tokens = family(source.randrange(4), source.randrange(1, 200))
+                    live.append(rig.add(tokens + family(source.random(), source.randrange(1, 60)),
+                                        max_tokens=source.randrange(1, 50),
+                                        salt=source.choice((None, None, "s"))))
+                if live and source.random() < 0.02:
+                    rid = source.choice(live)
+                    if rid in rig.scheduler.requests and \
+                            not rig.scheduler.requests[rid].is_finished():
+                        rig.abort(rid)
+                if faults and source.random() < 0.01:
+                    self.agent.kill()
+                    self.agent.start()
+                    paused = False
+                if faults and source.random() < 0.02:
+                    (self.agent.resume if paused else self.agent.pause)()
+                    paused = not paused
+                if not left and paused:
+                    self.agent.resume()
+                    paused = False
+                out = rig.step()
+                if not out.num_scheduled_tokens:
+                    time.sleep(0.0002)
+            self.assertEqual(rig.leaks(), 0)
+            half = rig.scheduler.connector._half
+            self.assertFalse(half._requests or half._pins or half._loading or half._n_pinned)
+            half = rig.worker._half
+            self.assertFalse(half._loads or half._saves)
+        finally:
+            if paused:
+                self.agent.resume()
+            rig.close()
+
+
+def main():
+    global KVTIERD, MODEL
+    KVTIERD, MODEL = sys.argv[1:3]
+    faulthandler.register(signal.SIGALRM, chain=True)
+    unittest.main(argv=[sys.argv[0], *sys.argv[3:]])
+
+
+if __name__ == "__main__":
+    main()
