@@ -176,10 +176,13 @@ static void move_sector(struct sim *sim, struct sim_disk_op *op)
         at < KVT_SLOT_HEADER_BYTES
             ? (uint8_t *)op->io->header + at
             : sim->arena + (op->io->arena_offset - sim->arena_base) + at - KVT_SLOT_HEADER_BYTES;
-    if (op->io->type == KVT_IO_READ)
+    if (op->io->type == KVT_IO_READ) {
         memcpy(memory, disk, SECTOR);
-    else if (!op->lost && op->n_moved <= op->n_sectors - op->n_torn)
+    } else if (!op->lost && op->n_moved <= op->n_sectors - op->n_torn) {
         memcpy(disk, memory, SECTOR);
+        if (op->offset != op->asked) /* what was written there since it began is damaged as well */
+            taint(sim, op->offset, io_bytes(op->io), true);
+    }
 }
 
 static enum kvt_status verify(struct sim *sim, const struct kvt_io *io)
