@@ -86,7 +86,8 @@ class Server:
                  **extra):
         """heads: their number and size, which make a page's bytes. pools: names of the host pools
         of the controller that a server has; empty: the one of a server that decodes only."""
-        extra = {"kvtier_revision": "weights", **extra}
+        extra = {"kvtier_revision": "weights", "kvtier_load_timeout_ms": WAIT_S * 1000,
+                 "kvtier_store_timeout_ms": WAIT_S * 1000, **extra}
         sizes = get_parallel().override(
             tp_rank=tp[0], tp_size=tp[1], pp_rank=0, pp_size=1, attn_tp_rank=tp[0],
             attn_tp_size=tp[1], attn_dp_rank=0, attn_dcp_size=1, attn_dcp_rank=0,
@@ -164,6 +165,15 @@ class Server:
         for _ in range(-(-found // (PAGE * 128))):
             came = self.controller.ack_prefetch_queue.get(timeout=WAIT_S).completed_tokens
         return found, op.host_indices, came
+
+    def prefetch_all(self, key, deadline):
+        """prefetch() until everything came: on a busy machine a call may run out of its time."""
+        found, indices, came = self.prefetch(key)
+        while came < len(key.token_ids):
+            assert time.monotonic() < deadline, f"{came} of {found} tokens came"
+            if indices is not None:
+                self.host.free(indices)
+            found, indices, came = self.prefetch(key)
 
     def threads(self):
         return [t.is_alive() for t in (self.controller.prefetch_thread,
@@ -288,12 +298,12 @@ class SGLang(TestCase):
         began = time.monotonic()
         self.assertEqual(server.prefetch(RadixKey(tokens(512)))[0], 0)
         self.assertEqual(server.backup(RadixKey(tokens(512)), indices), 0)
-        self.assertLess(time.monotonic() - began, 5)
+        self.assertLess(time.monotonic() - began, 10)
         self.assertTrue(all(server.threads()))
         self.agent.start()
         self.assertTrue(server.storage._client.connect_wait(WAIT_S))
         self.assertEqual(server.backup(RadixKey(tokens(512)), indices), 512)
-        self.assertEqual(server.prefetch(RadixKey(tokens(512)))[2], 512)
+        server.prefetch_all(RadixKey(tokens(512)), time.monotonic() + WAIT_S)
 
     def test_evicted_between_query_and_load(self):
         server = Server(self)
@@ -354,7 +364,7 @@ class SGLang(TestCase):
         server.host.free(to)
         while server.backup(RadixKey(tokens(n)), indices) < n:
             self.assertLess(time.monotonic(), deadline)
-        self.assertEqual(server.prefetch(RadixKey(tokens(n)))[2], n)
+        server.prefetch_all(RadixKey(tokens(n)), deadline)
         self.assertTrue(all(server.threads()))
 
     def test_slow_agent(self):
@@ -378,12 +388,12 @@ class SGLang(TestCase):
         self.assertTrue(server.storage._client.connect_wait(WAIT_S))
         self.assertTrue(server.storage._client.ping(WAIT_S))
         self.assertFalse(any(bool(page.any()) for page in server.pages(to)))
-        self.assertEqual(server.prefetch(RadixKey(tokens(512)))[2], 512)
+        server.prefetch_all(RadixKey(tokens(512)), time.monotonic() + WAIT_S)
         self.assertTrue(all(server.threads()))
 
     def test_full_agent(self):
         """Everything in it is leased: a store waits its time, and then is no error."""
-        server = Server(self, heads=(8, 64), kvtier_store_timeout_ms=200)
+        server = Server(self, heads=(8, 64), kvtier_store_timeout_ms=1000)
         n = 128 * PAGE
         indices = server.fill(n)
         client = server.storage._client
@@ -402,11 +412,13 @@ class SGLang(TestCase):
         began = time.monotonic()
         late = RadixKey(tokens(PAGE * 8, 1000))
         self.assertEqual(server.backup(late, indices[:PAGE * 8]), 0)
-        self.assertLess(time.monotonic() - began, 2)
-        self.assertEqual(server.prefetch(RadixKey(tokens(n)))[2], n)  # what is held is served
+        self.assertLess(time.monotonic() - began, 10)
+        deadline = time.monotonic() + WAIT_S
+        server.prefetch_all(RadixKey(tokens(n)), deadline)  # what is held is served
         for lease in leased:
             client.release(lease, WAIT_S)
-        self.assertEqual(server.backup(late, indices[:PAGE * 8]), PAGE * 8)
+        while server.backup(late, indices[:PAGE * 8]) < PAGE * 8:
+            self.assertLess(time.monotonic(), deadline)
         self.assertTrue(all(server.threads()))
 
     def test_nothing_raises_and_nothing_is_none(self):
