@@ -108,13 +108,17 @@ static bool demote_one(struct kvt_core *core, unsigned size_class)
     return false;
 }
 
-/* At rest and unpinned: may leave the index altogether. */
-bool core_removable(const struct chunk *chunk)
+bool core_at_rest(const struct chunk *chunk)
 {
-    return chunk->pins == 0 && !(chunk->flags & CHUNK_UNHASHED) &&
-           !(chunk->flags & CHUNK_WANT_WRITE) && chunk->waiters == NONE &&
+    return !(chunk->flags & CHUNK_UNHASHED) && !(chunk->flags & CHUNK_WANT_WRITE) &&
+           chunk->waiters == NONE &&
            (chunk->host_state == HOST_NONE || chunk->host_state == HOST_VALID) &&
            (chunk->nvme_state == NVME_NONE || chunk->nvme_state == NVME_VALID);
+}
+
+bool core_removable(const struct chunk *chunk)
+{
+    return chunk->pins == 0 && core_at_rest(chunk);
 }
 
 /* Next of a walk over c's descendants in pre-order; NONE after the last. */

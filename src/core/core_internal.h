@@ -420,6 +420,7 @@ void core_forget_host(struct kvt_core *core, uint32_t c, bool evicted);
 void core_forget_nvme(struct kvt_core *core, uint32_t c, bool evicted);
 /* At rest and unpinned: may leave the index altogether. */
 bool core_removable(const struct chunk *chunk);
+bool core_at_rest(const struct chunk *chunk); /* the same, whoever pins it */
 /* The chunk is gone for every lookup from now on, whatever moves or copies it. */
 void core_delete(struct kvt_core *core, uint32_t c);
 

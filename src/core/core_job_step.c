@@ -58,11 +58,23 @@ static void changed(struct kvt_core *core, struct job *job, uint32_t c)
     job->info.bytes += chunk_ns(core, c)->desc.chunk_bytes;
 }
 
-/* Out of host memory; NVMe has it. False: in use. */
-static bool drop_host(struct kvt_core *core, uint32_t c)
+static bool is_protected(const struct job *job, const struct chunk *chunk)
+{
+    return chunk->admin_pins > 0 && !(job->info.flags & KVT_JOB_FORCE);
+}
+
+/* By leases, loads, or a transfer. */
+static bool in_use(const struct chunk *chunk)
+{
+    return chunk->pins > chunk->admin_pins;
+}
+
+/* Out of host memory; NVMe has it. False: in use, or pinned. */
+static bool drop_host(struct kvt_core *core, const struct job *job, uint32_t c)
 {
     const struct chunk *chunk = &core->chunks[c];
-    if (!core_removable(chunk) || chunk->host_state != HOST_VALID)
+    if (is_protected(job, chunk) || in_use(chunk) || !core_at_rest(chunk) ||
+        chunk->host_state != HOST_VALID)
         return false;
     core_forget_host(core, c, false);
     STAT(core, REMOVED_HOST_CHUNKS)++;
@@ -87,7 +99,7 @@ void core_job_moved(struct kvt_core *core, uint32_t c, enum kvt_job_type type,
         return;
     bool bad = status != KVT_OK;
     bool skipped = (chunk->flags & CHUNK_UNHASHED) != 0 ||
-                   (type == KVT_JOB_DEMOTE && (bad || !drop_host(core, c)));
+                   (type == KVT_JOB_DEMOTE && (bad || !drop_host(core, job, c)));
     if (skipped) {
         job->info.n_skipped++;
         return;
@@ -116,11 +128,6 @@ static enum verdict skip(struct job *job)
     return NEXT;
 }
 
-static bool is_protected(const struct job *job, const struct chunk *chunk)
-{
-    return chunk->admin_pins > 0 && !(job->info.flags & KVT_JOB_FORCE);
-}
-
 static enum verdict act_delete(struct kvt_core *core, struct job *job, uint32_t c)
 {
     struct chunk *chunk = &core->chunks[c];
@@ -136,7 +143,7 @@ static enum verdict act_delete(struct kvt_core *core, struct job *job, uint32_t 
     }
     if ((chunk_where(chunk) & job->tiers) == 0) /* nothing there; the filter names another tier */
         return NEXT;
-    if (job->tiers == KVT_WHERE_HOST && !drop_host(core, c))
+    if (job->tiers == KVT_WHERE_HOST && !drop_host(core, job, c))
         return skip(job);
     if (job->tiers == KVT_WHERE_NVME) {
         if (chunk->flags & CHUNK_VERIFY)
@@ -151,10 +158,10 @@ static enum verdict act_delete(struct kvt_core *core, struct job *job, uint32_t 
 static enum verdict act_demote(struct kvt_core *core, struct job *job, uint32_t c)
 {
     struct chunk *chunk = &core->chunks[c];
-    if (is_protected(job, chunk) || chunk->pins > 0)
+    if (is_protected(job, chunk) || in_use(chunk))
         return skip(job);
     if (chunk->nvme_state == NVME_VALID) {
-        if (!drop_host(core, c))
+        if (!drop_host(core, job, c))
             return skip(job);
         changed(core, job, c);
         return NEXT;

@@ -107,6 +107,13 @@ static void on_committed(void *arg, uint32_t session, uint64_t op, enum kvt_stat
     answer(arg, 'c', session, op, status, items, n, n_open);
 }
 
+static void on_job_done(void *arg, uint64_t job)
+{
+    struct fixture *f = arg;
+    ck_assert_uint_lt(f->n_ended, KVT_ARRAY_LEN(f->ended));
+    f->ended[f->n_ended++] = job;
+}
+
 void fixture_create(struct fixture *f, unsigned n_host_slabs)
 {
     const struct kvt_core_actions actions = {
@@ -119,6 +126,7 @@ void fixture_create(struct fixture *f, unsigned n_host_slabs)
         .reserved = on_reserved,
         .loaded = on_loaded,
         .committed = on_committed,
+        .job_done = on_job_done,
     };
     struct kvt_error err = {.msg = ""};
     ck_assert_msg(kvt_core_create(&f->config, &actions, &f->core, &err) == KVT_OK, "%s", err.msg);
@@ -205,14 +213,15 @@ void fixture_io(struct fixture *f, enum kvt_status status)
         ck_assert_uint_eq(f->disk[io->slab][io->slot].n_bytes, io->slot_bytes);
         memcpy(memory, f->disk[io->slab][io->slot].bytes, io->slot_bytes);
         *io->header = f->disk[io->slab][io->slot].header;
-        if (io->chunk_only) {
+        if (io->chunk_only)
             memset(io->header, 0xee, sizeof(*io->header)); /* only the checksums are promised */
+        else
+            io->status = kvt_slot_header_check(io->header, &io->key, io->ns_id, io->digest,
+                                               io->chunk_bytes, io->n_segments);
+        if (io->status == KVT_OK) {
             kvt_segments_sum(memory, io->chunk_bytes, io->n_segments, io->header->sums);
             io->status = kvt_chunk_check(&io->key, io->ns_id, io->digest, io->chunk_bytes,
                                          io->header->sums, io->n_segments);
-        } else {
-            io->status = kvt_slot_header_check(io->header, &io->key, io->ns_id, io->digest,
-                                               io->chunk_bytes, io->n_segments);
         }
     }
     kvt_core_io_done(f->core, io, f->now_ns);
@@ -237,6 +246,16 @@ void fixture_settle(struct fixture *f)
             fixture_meta(f, KVT_OK);
         fixture_flush(f);
     } while (f->n_ios > 0 || f->n_metas_done < f->n_metas);
+}
+
+void fixture_jobs(struct fixture *f)
+{
+    fixture_settle(f);
+    for (unsigned n = 0; fixture_stat(f, KVT_STAT_JOBS) > 0; n++) {
+        ck_assert_uint_lt(n, 10000);
+        f->now_ns += MS;
+        fixture_settle(f);
+    }
 }
 
 struct kvt_ns_desc fixture_desc(const char *model, uint64_t chunk_bytes, uint32_t n_segments)

@@ -7,7 +7,7 @@
 #include <check.h>
 #include <string.h>
 
-#include "kvt/core.h"
+#include "kvt/core_admin.h"
 #include "kvt/util.h"
 
 #define MS          UINT64_C(1000000)
@@ -49,6 +49,8 @@ struct fixture {
         uint64_t n_bytes;
     } disk[8][SLOTS_MAX];
     unsigned n_reads, n_writes;
+    uint64_t ended[2 * KVT_ADMIN_JOBS_MAX]; /* jobs whose end was told, in that order */
+    unsigned n_ended;
 };
 
 /* 4 host slabs and 4 NVMe slabs with room for 4 and 2 slots of 4 KiB, and everything else ample. */
@@ -65,6 +67,9 @@ void fixture_flush(struct fixture *f);
 void fixture_io(struct fixture *f, enum kvt_status status);
 void fixture_meta(struct fixture *f, enum kvt_status status); /* answer the oldest change */
 void fixture_settle(struct fixture *f);                       /* everything, well, until rest */
+
+/* The same, and time goes by, until no job is open. */
+void fixture_jobs(struct fixture *f);
 
 struct kvt_ns_desc fixture_desc(const char *model, uint64_t chunk_bytes, uint32_t n_segments);
 uint32_t fixture_ns(struct fixture *f, const char *model, uint64_t chunk_bytes,

@@ -239,7 +239,7 @@ struct kvt_job_info {
     uint64_t n_skipped;         /* matched, but pinned, in use, or without room */
     uint64_t n_bad;             /* VERIFY, PREFETCH: failed verification, or could not be read */
     uint64_t bytes;             /* of what was changed; of what matched in a dry run */
-    uint64_t made_ns, ended_ns; /* 0: not ended */
+    uint64_t made_ns, ended_ns; /* 0: its end was not told yet */
 };
 
 /**
