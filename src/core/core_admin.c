@@ -142,6 +142,12 @@ uint32_t kvt_core_ns_find(const struct kvt_core *core, const uint8_t id[KVT_NS_I
     return KVT_ADMIN_NS_ANY;
 }
 
+const uint8_t *kvt_core_ns_id(const struct kvt_core *core, uint32_t ns)
+{
+    KVT_ASSERT(ns_known(core, ns));
+    return core->ns[ns].id;
+}
+
 unsigned kvt_core_tiers(const struct kvt_core *core, struct kvt_admin_tier tiers[2])
 {
     unsigned n = 0;

@@ -222,23 +222,36 @@ unsigned kvt_core_unpin_keys(struct kvt_core *core, uint32_t ns, const struct kv
     return n_ended;
 }
 
+/* @return how many chunks were looked at. */
+static unsigned pin_describe(const struct kvt_core *core, const struct admin_pin *pin,
+                             struct kvt_admin_pin *out)
+{
+    const struct admin_pins *pins = &core->pins;
+    unsigned n_looks = 0;
+    *out = pin->info;
+    for (uint32_t b = pin->blocks; b != NONE; b = pins->blocks[b].next)
+        for (uint32_t i = 0; i < pins->blocks[b].n; i++, n_looks++)
+            out->n_lost += (core->chunks[pins->blocks[b].chunks[i]].flags & CHUNK_UNHASHED) != 0;
+    return n_looks;
+}
+
+bool kvt_core_pin_info(const struct kvt_core *core, uint64_t id, struct kvt_admin_pin *info_p)
+{
+    uint32_t p = pin_find(core, id);
+    if (p != NONE)
+        (void)pin_describe(core, &core->pins.pins[p], info_p);
+    return p != NONE;
+}
+
 unsigned kvt_core_pins(const struct kvt_core *core, uint64_t *cursor_p, struct kvt_admin_pin *out,
                        unsigned n_max)
 {
     const struct admin_pins *pins = &core->pins;
     unsigned n = 0, n_looks = 0;
     uint64_t p = *cursor_p;
-    for (; p < KVT_ADMIN_PINS_MAX && n < n_max && n_looks < KVT_ADMIN_SCAN_MAX; p++) {
-        const struct admin_pin *pin = &pins->pins[p];
-        if (pin->id == 0)
-            continue;
-        out[n] = pin->info;
-        for (uint32_t b = pin->blocks; b != NONE; b = pins->blocks[b].next)
-            for (uint32_t i = 0; i < pins->blocks[b].n; i++, n_looks++)
-                out[n].n_lost +=
-                    (core->chunks[pins->blocks[b].chunks[i]].flags & CHUNK_UNHASHED) != 0;
-        n++;
-    }
+    for (; p < KVT_ADMIN_PINS_MAX && n < n_max && n_looks < KVT_ADMIN_SCAN_MAX; p++)
+        if (pins->pins[p].id != 0)
+            n_looks += pin_describe(core, &pins->pins[p], &out[n++]);
     *cursor_p = p < KVT_ADMIN_PINS_MAX ? p : 0;
     return n;
 }

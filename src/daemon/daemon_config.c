@@ -37,6 +37,8 @@ const struct kvt_config_field daemon_config_fields[] = {
               "unix socket that engines connect to"),
     KVT_FIELD(MODE, CONFIG, socket_mode, "socket.mode", "0660", 0, 0777,
               "permissions of the socket: who may write may connect"),
+    KVT_FIELD(STR, CONFIG, control_path, "control.path", KVT_CONFIG_AUTO, 0, 0,
+              "unix socket of the control API; auto: beside socket.path; empty: none"),
     KVT_FIELD(BYTES, CONFIG, host_bytes, "host.bytes", KVT_CONFIG_AUTO, HUGE_BYTES, 64 * KVT_TIB,
               "host memory for chunks; auto: a quarter of what the machine or cgroup has"),
     KVT_FIELD(BYTES, CONFIG, host_slab_bytes, "host.slab_bytes", "64MiB", HUGE_BYTES, 4 * KVT_GIB,
@@ -338,6 +340,24 @@ static void nvme_resolve(struct daemon_config *config, struct kvt_config_sources
                  config->disks[0].path);
 }
 
+/* Clients derive the control socket's place from that of the sessions' in the same way. */
+static void control_resolve(struct daemon_config *config, struct checks *checks)
+{
+    static const char end[] = ".sock";
+    if (strcmp(config->control_path, KVT_CONFIG_AUTO) == 0) {
+        size_t n = strlen(config->socket_path);
+        if (n >= sizeof(end) && strcmp(config->socket_path + n - strlen(end), end) == 0)
+            n -= strlen(end);
+        int wanted = snprintf(config->control_path, sizeof(config->control_path),
+                              "%.*s.control.sock", (int)n, config->socket_path);
+        if (wanted >= (int)sizeof(config->control_path))
+            refuse(checks, "control.path", "socket.path",
+                   "would be too long beside socket.path; name a shorter one, or \"\" for none");
+    }
+    if (config->control_path[0] != '\0' && strcmp(config->control_path, config->socket_path) == 0)
+        refuse(checks, "control.path", NULL, "is the same as socket.path; name another");
+}
+
 unsigned daemon_config_resolve(struct daemon_config *config, struct kvt_config_sources *sources,
                                const char *root, kvt_config_error_fn error, void *arg)
 {
@@ -347,6 +367,7 @@ unsigned daemon_config_resolve(struct daemon_config *config, struct kvt_config_s
     kvt_cgroup_limits(root, &limits);
     if (config->socket_path[0] == '\0')
         refuse(&checks, "socket.path", NULL, "is empty; name where the socket is to be");
+    control_resolve(config, &checks);
     if (config->lease_ttl_ns > config->lease_ttl_max_ns)
         refuse(&checks, "lease.ttl", "lease.ttl_max", "is longer than lease.ttl_max");
     if (config->metrics_listen[0] != '\0' &&

@@ -14,6 +14,7 @@
 struct daemon_config {
     char socket_path[sizeof(((struct sockaddr_un *)0)->sun_path)];
     uint32_t socket_mode;
+    char control_path[sizeof(((struct sockaddr_un *)0)->sun_path)]; /* empty: none */
     uint64_t host_bytes; /* 0 until resolved: a share of what there is */
     uint64_t host_slab_bytes;
     uint32_t host_huge_pages; /* enum kvt_huge_pages */

@@ -8,6 +8,9 @@
 #include <unistd.h>
 
 #include "agent.h"
+#ifdef KVT_CONTROL
+#include "control.h"
+#endif
 #include "kvt/log.h"
 #include "kvt/units.h"
 #include "kvt/util.h"
@@ -196,6 +199,27 @@ static void option_log(void *arg, const char *path, const char *value, const cha
     kvt_log_all(KVT_LOG_INFO, "config key=%s value=%s source=%s", path, value, source);
 }
 
+#ifdef KVT_CONTROL
+static enum kvt_status serve_controlled(struct agent *agent, struct kvt_error *err)
+{
+    struct control *control;
+    enum kvt_status status = control_start(agent, &control, err);
+    if (status == KVT_OK)
+        reactor_run(agent);
+    control_stop(control);
+    return status;
+}
+#else
+static enum kvt_status serve_controlled(struct agent *agent, struct kvt_error *err)
+{
+    (void)err;
+    if (agent->config.control_path[0] != '\0')
+        kvt_log(KVT_LOG_INFO, "control API not served: this kvtierd is built without gRPC");
+    reactor_run(agent);
+    return KVT_OK;
+}
+#endif
+
 static int serve(struct agent *agent)
 {
     struct kvt_error err = {.msg = ""};
@@ -207,8 +231,8 @@ static int serve(struct agent *agent)
     kvt_config_each(daemon_config_fields, &agent->config, &agent->config_sources, option_log, NULL);
     enum kvt_status status = agent_open(agent, &err);
     if (status == KVT_OK)
-        reactor_run(agent);
-    else
+        status = serve_controlled(agent, &err);
+    if (status != KVT_OK)
         kvt_log(KVT_LOG_ERROR, "%s", err.msg[0] != '\0' ? err.msg : kvt_status_str(status));
     agent_close(agent);
     if (status != KVT_OK || agent->failed)

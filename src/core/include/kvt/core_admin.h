@@ -99,6 +99,8 @@ unsigned kvt_core_namespaces(const struct kvt_core *core, uint64_t *cursor_p,
                              struct kvt_admin_ns *namespaces, unsigned n_max);
 /** Handle of a namespace by its id; KVT_ADMIN_NS_ANY: none is open or was restored. */
 uint32_t kvt_core_ns_find(const struct kvt_core *core, const uint8_t id[KVT_NS_ID_BYTES]);
+/** Id of the namespace with that handle, which is one that a list gave; KVT_NS_ID_BYTES. */
+const uint8_t *kvt_core_ns_id(const struct kvt_core *core, uint32_t ns);
 
 struct kvt_admin_class { /* slots of one size */
     uint64_t slot_bytes; /* without the header page */
@@ -182,6 +184,8 @@ unsigned kvt_core_unpin_owner(struct kvt_core *core, const char *owner);
  * @return how many. */
 unsigned kvt_core_unpin_keys(struct kvt_core *core, uint32_t ns, const struct kvt_key *keys,
                              unsigned n);
+/** One pin. False: ended, or never was. */
+bool kvt_core_pin_info(const struct kvt_core *core, uint64_t pin, struct kvt_admin_pin *info_p);
 unsigned kvt_core_pins(const struct kvt_core *core, uint64_t *cursor_p, struct kvt_admin_pin *pins,
                        unsigned n_max);
 
