@@ -482,9 +482,11 @@ enum kvctl_exit kvctl_run_rm(struct kvctl *k, int argc, char **argv)
     selection.chain = &chain;
     request.selection = &selection;
     request.force = kvctl_given(k, KVCTL_OPT_FORCE);
-    code = kvctl_job_run(k, "Delete", &request.base, &job);
+    code = kvctl_job_run(k, "Delete", &request.base, true, &job);
     protobuf_c_message_free_unpacked(chunk, NULL);
-    if (code == KVCTL_OK && job->n_changed == 0)
+    if (code == KVCTL_OK && job->n_matched == 0)
+        code = kvctl_fail(KVCTL_NOT_FOUND, "rm: %s is not held any more", argv[0]);
+    else if (code == KVCTL_OK && job->n_changed == 0)
         code = kvctl_fail(KVCTL_FAILED,
                           "rm: %s is pinned and stays; --force removes it all the "
                           "same, 'kvctl get pins' says who holds it",

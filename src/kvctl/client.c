@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "client.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <grpc/byte_buffer_reader.h>
 #include <grpc/grpc.h>
@@ -222,12 +223,41 @@ static void details_text(grpc_slice details, char *text, size_t bytes)
     }
 }
 
+/* The agent tells users of the API where to look on, by the names of methods; an operator has
+ * verbs: "see ListJobs" becomes "see 'kvctl get jobs'", and GetJob 'kvctl describe job'. */
+static void verbs_name(const char *text, char *named, size_t bytes)
+{
+    static const struct {
+        const char *method, *verb;
+    } begins[] = {{"List", "get"}, {"Get", "describe"}};
+    size_t n = 0;
+    for (bool word_begins = true; *text != '\0' && n + 1 < bytes;) {
+        for (size_t i = 0; word_begins && i < KVT_ARRAY_LEN(begins); i++) {
+            size_t length = strlen(begins[i].method);
+            if (strncmp(text, begins[i].method, length) != 0 ||
+                !isupper((unsigned char)text[length]))
+                continue;
+            text += length;
+            length = strcspn(text, " ,;.");
+            n += (size_t)snprintf(named + n, bytes - n, "'kvctl %s %c%.*s'", begins[i].verb,
+                                  tolower((unsigned char)*text), (int)length - 1, text + 1);
+            n = KVT_MIN(n, bytes - 1);
+            text += length;
+        }
+        word_begins = *text == ' ';
+        if (*text != '\0' && n + 1 < bytes)
+            named[n++] = *text++;
+    }
+    named[n] = '\0';
+}
+
 static enum kvctl_exit answer_report(struct kvctl *k, const struct answer *answer,
                                      const char *method)
 {
     enum kvctl_exit code = status_code(answer->code);
-    char text[1024];
-    details_text(answer->details, text, sizeof(text));
+    char details[1024], text[sizeof(details) + 64];
+    details_text(answer->details, details, sizeof(details));
+    verbs_name(details, text, sizeof(text));
     int err =
         code == KVCTL_UNREACHABLE ? kvctl_socket_probe(k->control_path, SOCK_STREAM, NULL) : 0;
     if (code == KVCTL_OK)

@@ -12,13 +12,14 @@
 
 #define WATCH_INTERVAL_MS 100
 #define WAIT_MS           100 /* how soon an interrupt is seen */
+#define DETAIL_BYTES      128
 
 struct watch {
     struct kvctl *k;
     struct kvctl_stream *stream;
     struct kvt_progress progress;
     uint64_t heard_ns; /* when the agent last answered anything */
-    bool canceling;
+    bool canceling, quiet;
     Kvtier__V1__Job *job; /* as last heard */
 };
 
@@ -29,26 +30,39 @@ static bool ended(const Kvtier__V1__Job *job)
            job->state == KVTIER__V1__JOB__STATE__STATE_FAILED;
 }
 
-static const char *job_name(const Kvtier__V1__Job *job)
+struct job_words {
+    const char *name, *done;
+};
+
+static struct job_words job_words(const Kvtier__V1__Job *job)
 {
     switch (job->type) {
     case KVTIER__V1__JOB__TYPE__TYPE_DELETE:
-        return "delete";
+        return (struct job_words){"delete", "deleted"};
     case KVTIER__V1__JOB__TYPE__TYPE_DEMOTE:
-        return "demote";
+        return (struct job_words){"demote", "demoted"};
     case KVTIER__V1__JOB__TYPE__TYPE_PREFETCH:
-        return "prefetch";
+        return (struct job_words){"prefetch", "brought in"};
     case KVTIER__V1__JOB__TYPE__TYPE_VERIFY:
-        return "verify";
+        return (struct job_words){"verify", "verified"};
     default:
-        return "job";
+        return (struct job_words){"job", "done"};
     }
 }
 
-static void detail(const Kvtier__V1__Job *job, char text[64])
+static void detail(const Kvtier__V1__Job *job, char text[DETAIL_BYTES])
 {
-    snprintf(text, 64, "%" PRIu64 " of %" PRIu64 " chunks, %" PRIu64 " bad", job->n_changed,
-             job->n_matched, job->n_bad);
+    if (job->dry_run) {
+        snprintf(text, DETAIL_BYTES, "%" PRIu64 " chunks would be %s", job->n_matched,
+                 job_words(job).done);
+        return;
+    }
+    int n = snprintf(text, DETAIL_BYTES, "%" PRIu64 " of %" PRIu64 " chunks %s", job->n_changed,
+                     job->n_matched, job_words(job).done);
+    if (job->n_skipped > 0)
+        n += snprintf(text + n, DETAIL_BYTES - (size_t)n, ", %" PRIu64 " skipped", job->n_skipped);
+    if (job->n_bad > 0 || job->type == KVTIER__V1__JOB__TYPE__TYPE_VERIFY)
+        snprintf(text + n, DETAIL_BYTES - (size_t)n, ", %" PRIu64 " bad", job->n_bad);
 }
 
 /* One round trip by which a job is cancelled, or a silent agent shows that it lives. */
@@ -73,7 +87,7 @@ static enum kvctl_exit ask(struct watch *watch, const char *method)
 static enum kvctl_exit watch_step(struct watch *watch, bool *end_p)
 {
     ProtobufCMessage *reply;
-    char text[64];
+    char text[DETAIL_BYTES];
     enum kvctl_exit code = kvctl_stream_next(watch->stream, WAIT_MS, &reply, end_p);
     if (code != KVCTL_OK)
         return code;
@@ -83,7 +97,8 @@ static enum kvctl_exit watch_step(struct watch *watch, bool *end_p)
         watch->heard_ns = kvt_now_ns();
         watch->progress.total = watch->job->n_total;
         detail(watch->job, text);
-        kvt_progress_show(&watch->progress, watch->job->n_looked, text);
+        if (!watch->quiet)
+            kvt_progress_show(&watch->progress, watch->job->n_looked, text);
     }
     if (kvt_interrupted() && !watch->canceling) {
         watch->canceling = true;
@@ -97,18 +112,19 @@ static enum kvctl_exit watch_step(struct watch *watch, bool *end_p)
 static enum kvctl_exit watch_run(struct watch *watch)
 {
     Kvtier__V1__WatchJobRequest request = KVTIER__V1__WATCH_JOB_REQUEST__INIT;
-    char text[64];
+    char text[DETAIL_BYTES];
     bool end = false;
     request.id = watch->job->id;
     request.interval_ms = WATCH_INTERVAL_MS;
     enum kvctl_exit code = kvctl_stream_open(watch->k, "WatchJob", &request.base, &watch->stream);
     watch->heard_ns = kvt_now_ns();
-    kvt_progress_start(&watch->progress, job_name(watch->job), watch->job->n_total);
+    kvt_progress_start(&watch->progress, job_words(watch->job).name, watch->job->n_total);
     while (code == KVCTL_OK && !end && !ended(watch->job))
         code = watch_step(watch, &end);
     kvctl_stream_close(watch->stream);
     detail(watch->job, text);
-    kvt_progress_end(&watch->progress, watch->job->n_looked, text);
+    if (!watch->quiet)
+        kvt_progress_end(&watch->progress, watch->job->n_looked, text);
     if (code == KVCTL_OK && !ended(watch->job))
         code = kvctl_fail(KVCTL_FAILED,
                           "the agent stopped telling about job %" PRIx64 "; see 'kvctl get jobs'",
@@ -117,7 +133,7 @@ static enum kvctl_exit watch_run(struct watch *watch)
 }
 
 enum kvctl_exit kvctl_job_run(struct kvctl *k, const char *method, const ProtobufCMessage *request,
-                              Kvtier__V1__Job **job_p)
+                              bool quiet, Kvtier__V1__Job **job_p)
 {
     ProtobufCMessage *reply;
     *job_p = NULL;
@@ -128,7 +144,7 @@ enum kvctl_exit kvctl_job_run(struct kvctl *k, const char *method, const Protobu
     if (kvctl_given(k, KVCTL_OPT_NO_WAIT))
         return KVCTL_OK;
     if (!ended(*job_p)) {
-        struct watch watch = {.k = k, .job = *job_p};
+        struct watch watch = {.k = k, .job = *job_p, .quiet = quiet};
         kvt_interrupt_setup();
         code = watch_run(&watch);
         *job_p = watch.job;

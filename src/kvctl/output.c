@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>
+#include <time.h>
 
 #include "kvt/units.h"
 #include "kvt/util.h"
@@ -59,6 +60,15 @@ static void duration_text(double ns, char text[KVCTL_TEXT_BYTES])
     snprintf(text, KVCTL_TEXT_BYTES, ns > 0 ? "%.0fns" : "0s", ns);
 }
 
+static void date_text(double unix_ms, char text[KVCTL_TEXT_BYTES])
+{
+    time_t seconds = (time_t)(unix_ms / 1e3);
+    struct tm utc;
+    if (gmtime_r(&seconds, &utc) == NULL ||
+        strftime(text, KVCTL_TEXT_BYTES, "%Y-%m-%dT%H:%M:%SZ", &utc) == 0)
+        snprintf(text, KVCTL_TEXT_BYTES, "-");
+}
+
 static bool ends_with(const char *text, const char *end)
 {
     size_t n = strlen(text), m = strlen(end);
@@ -112,6 +122,8 @@ void kvctl_text(const char *name, const json_t *value, char text[KVCTL_TEXT_BYTE
         strncat(text, "/s", KVCTL_TEXT_BYTES - strlen(text) - 1);
     } else if (ends_with(name, "_ns"))
         duration_text(number, text);
+    else if (ends_with(name, "_unix_ms"))
+        date_text(number, text);
     else if (ends_with(name, "_ms"))
         duration_text(number * 1e6, text);
     else if (ends_with(name, "_ratio"))

@@ -2,7 +2,7 @@
 /*
  * Results on stdout: rows that stream (a table of a million takes the memory of one page), or one
  * object. JSON and YAML have every field; tables have the columns named, formatted by the unit that
- * a field's name ends with: _bytes, _ns, _ms, _ratio.
+ * a field's name ends with: _bytes, _ns, _ms, _unix_ms, _ratio.
  */
 #ifndef KVT_KVCTL_OUTPUT_H
 #define KVT_KVCTL_OUTPUT_H

@@ -103,6 +103,15 @@ static bool stat_wanted(const char *name, int argc, char **argv)
     return argc == 0;
 }
 
+static bool stat_known(const struct kvctl_sample *sample, const char *name)
+{
+    for (size_t i = 0; i < sample->stats->n_stats; i++) {
+        if (strcmp(sample->stats->stats[i]->name, name) == 0)
+            return true;
+    }
+    return false;
+}
+
 enum kvctl_exit kvctl_run_stat(struct kvctl *k, int argc, char **argv)
 {
     static const struct kvctl_column columns[] = {
@@ -119,18 +128,20 @@ enum kvctl_exit kvctl_run_stat(struct kvctl *k, int argc, char **argv)
     enum kvctl_exit code = kvctl_sample_take(k, &sample);
     if (code != KVCTL_OK)
         return code;
+    for (int i = 0; i < argc; i++) {
+        if (!stat_known(&sample, argv[i])) {
+            kvctl_sample_free(&sample);
+            return kvctl_fail(KVCTL_NOT_FOUND, "there is no counter \"%s\"; 'kvctl stat' lists all",
+                              argv[i]);
+        }
+    }
     kvctl_rows_begin(&rows, &k->style, "stats", columns);
     for (size_t i = 0; i < sample.stats->n_stats; i++) {
         if (stat_wanted(sample.stats->stats[i]->name, argc, argv))
             kvctl_rows_add(&rows, kvctl_message_json(&sample.stats->stats[i]->base));
     }
-    uint64_t n = rows.n;
-    if (argc > 0 && n < (uint64_t)argc) {
-        kvctl_rows_drop(&rows);
-        code = kvctl_fail(KVCTL_NOT_FOUND, "some of these are no counter; 'kvctl stat' lists all");
-    } else if (!kvctl_rows_end(&rows)) {
+    if (!kvctl_rows_end(&rows))
         code = KVCTL_FAILED;
-    }
     kvctl_sample_free(&sample);
     return code;
 }

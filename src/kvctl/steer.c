@@ -147,6 +147,7 @@ static enum kvctl_exit selection_make(struct kvctl *k, int argc, char **argv,
         code = kvctl_chain_make(k, argc, argv, &selection->chain);
         selection->message.chain = &selection->chain.chain;
         selection->message.subtree = kvctl_given(k, KVCTL_OPT_SUBTREE);
+        selection->filter.filter.namespace_id.len = 0; /* the chain has it */
     } else if (code == KVCTL_OK && kvctl_given(k, KVCTL_OPT_SUBTREE)) {
         return kvctl_fail(KVCTL_USAGE, "--subtree goes with keys or --tokens");
     }
@@ -174,11 +175,32 @@ static enum kvctl_exit selection_check(const struct kvctl *k, const struct selec
                       verb);
 }
 
+/* What a job that is done has left as it was, and why. */
+static enum kvctl_exit skipped_tell(const Kvtier__V1__Job *job)
+{
+    bool may_force = job->type == KVTIER__V1__JOB__TYPE__TYPE_DELETE ||
+                     job->type == KVTIER__V1__JOB__TYPE__TYPE_DEMOTE;
+    if (job->n_skipped == 0)
+        return KVCTL_OK;
+    return kvctl_fail(job->n_skipped == job->n_matched ? KVCTL_FAILED : KVCTL_OK,
+                      "%" PRIu64 " of %" PRIu64 " chunks were skipped: %s", job->n_skipped,
+                      job->n_matched,
+                      may_force ? "pinned, in use, or without room; 'kvctl get pins' lists pins, "
+                                  "--force takes what they hold too"
+                                : "in use, or without room; try again later");
+}
+
+/* named: by keys or tokens, not by a choice that may take nothing. */
 static enum kvctl_exit job_finish(struct kvctl *k, const char *method,
-                                  const ProtobufCMessage *request)
+                                  const ProtobufCMessage *request, bool named)
 {
     Kvtier__V1__Job *job;
-    enum kvctl_exit code = kvctl_job_run(k, method, request, &job);
+    enum kvctl_exit code = kvctl_job_run(k, method, request, false, &job);
+    if (code == KVCTL_OK && job->state == KVTIER__V1__JOB__STATE__STATE_DONE) {
+        code = skipped_tell(job);
+        if (named && job->n_matched == 0)
+            code = kvctl_fail(KVCTL_NOT_FOUND, "none of these chunks is held");
+    }
     return kvctl_job_print(k, job, code);
 }
 
@@ -191,7 +213,7 @@ enum kvctl_exit kvctl_run_prefetch(struct kvctl *k, int argc, char **argv)
         code = selection_check(k, &selection, "prefetch");
     request.selection = &selection.message;
     if (code == KVCTL_OK)
-        code = job_finish(k, "Prefetch", &request.base);
+        code = job_finish(k, "Prefetch", &request.base, kvctl_chain_given(k, argc));
     selection_free(&selection);
     return code;
 }
@@ -207,7 +229,7 @@ enum kvctl_exit kvctl_run_demote(struct kvctl *k, int argc, char **argv)
     request.dry_run = kvctl_given(k, KVCTL_OPT_DRY_RUN);
     request.force = kvctl_given(k, KVCTL_OPT_FORCE);
     if (code == KVCTL_OK)
-        code = job_finish(k, "Demote", &request.base);
+        code = job_finish(k, "Demote", &request.base, kvctl_chain_given(k, argc));
     selection_free(&selection);
     return code;
 }
@@ -230,8 +252,8 @@ enum kvctl_exit kvctl_run_clear(struct kvctl *k, int argc, char **argv)
     by_chain.dry_run = by_filter.dry_run = kvctl_given(k, KVCTL_OPT_DRY_RUN);
     by_chain.force = by_filter.force = kvctl_given(k, KVCTL_OPT_FORCE);
     if (code == KVCTL_OK)
-        code = kvctl_chain_given(k, argc) ? job_finish(k, "Delete", &by_chain.base)
-                                          : job_finish(k, "Clear", &by_filter.base);
+        code = kvctl_chain_given(k, argc) ? job_finish(k, "Delete", &by_chain.base, true)
+                                          : job_finish(k, "Clear", &by_filter.base, false);
     selection_free(&selection);
     return code;
 }
@@ -244,7 +266,7 @@ enum kvctl_exit kvctl_run_verify(struct kvctl *k, int argc, char **argv)
     if (selection.any)
         request.selection = &selection.message;
     if (code == KVCTL_OK)
-        code = job_finish(k, "Verify", &request.base);
+        code = job_finish(k, "Verify", &request.base, kvctl_chain_given(k, argc));
     selection_free(&selection);
     return code;
 }

@@ -79,6 +79,8 @@ static void rates_draw(struct screen *s, const json_t *rates)
         kvctl_text(cells[i].path, kvctl_field(rates, cells[i].path), text);
         n += (size_t)snprintf(row + n, sizeof(row) - n, "%-15s %-11.11s", cells[i].title, text);
         if (i % 3 == 2) {
+            while (n > 0 && row[n - 1] == ' ')
+                row[--n] = '\0';
             line(&s->frame, "  %s", row);
             n = 0;
         }

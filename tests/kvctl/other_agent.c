@@ -9,7 +9,6 @@
  *   nonsense answers what is no message
  *   silent   never answers
  *   many     lists N_CHUNKS chunks, 1000 to a page
- *   job      has a job with N_CHUNKS chunks, of which the last one is bad
  *   broken   breaks off after the first page
  */
 #include <grpc/byte_buffer_reader.h>
@@ -134,40 +133,6 @@ static grpc_byte_buffer *of_the_future(const char *method)
     return buffer_of(bytes, n + sizeof(unknown));
 }
 
-static grpc_byte_buffer *job(uint64_t n_looked, uint64_t n_total)
-{
-    Kvtier__V1__Job job = KVTIER__V1__JOB__INIT;
-    bool over = n_looked == n_total;
-    job.id = 0xabc;
-    job.type = KVTIER__V1__JOB__TYPE__TYPE_VERIFY;
-    job.state = over ? KVTIER__V1__JOB__STATE__STATE_DONE : KVTIER__V1__JOB__STATE__STATE_RUNNING;
-    job.n_total = job.n_matched = n_total;
-    job.n_looked = n_looked;
-    job.n_changed = n_looked - over;
-    job.n_bad = over;
-    return packed(&job.base);
-}
-
-/* A message for every chunk that the job looks at. */
-static void job_stream(const struct server *s, grpc_call *call)
-{
-    const grpc_op begin = {.op = GRPC_OP_SEND_INITIAL_METADATA};
-    batch(s, call, &begin, 1);
-    for (uint64_t i = 0; i <= s->n_chunks; i++) {
-        grpc_byte_buffer *message = job(i, s->n_chunks);
-        const grpc_op send = {.op = GRPC_OP_SEND_MESSAGE, .data.send_message = {message}};
-        batch(s, call, &send, 1);
-        grpc_byte_buffer_destroy(message);
-    }
-    int canceled = 0;
-    const grpc_op end[] = {
-        {.op = GRPC_OP_SEND_STATUS_FROM_SERVER,
-         .data.send_status_from_server = {.status = GRPC_STATUS_OK}},
-        {.op = GRPC_OP_RECV_CLOSE_ON_SERVER, .data.recv_close_on_server = {&canceled}},
-    };
-    batch(s, call, end, 2);
-}
-
 static void call_answer(const struct server *s, grpc_call *call, const char *method)
 {
     grpc_byte_buffer *request = NULL, *answer = NULL;
@@ -183,17 +148,10 @@ static void call_answer(const struct server *s, grpc_call *call, const char *met
         grpc_byte_buffer_destroy(request);
         return;
     }
-    if (strcmp(s->kind, "job") == 0 && strstr(method, "/WatchJob") != NULL) {
-        job_stream(s, call);
-        grpc_byte_buffer_destroy(request);
-        return;
-    }
     if (strcmp(s->kind, "old") == 0)
         status = GRPC_STATUS_UNIMPLEMENTED;
     else if (strcmp(s->kind, "nonsense") == 0)
         answer = buffer_of("\377\377\377\377", 4);
-    else if (strcmp(s->kind, "job") == 0)
-        answer = job(0, s->n_chunks);
     else if (strcmp(s->kind, "new") == 0)
         answer = of_the_future(method);
     else if (strcmp(s->kind, "broken") == 0 && token_read(request) > 0) {

@@ -13,7 +13,7 @@ import time
 import unittest
 
 import program_test
-from program_test import BAD, FAILED, KEY, LATE, UNREACHABLE
+from program_test import FAILED, KEY, LATE, UNREACHABLE
 
 OTHER_AGENT = ""
 WAIT_S = 60
@@ -163,25 +163,6 @@ class Lists(TestCase):
             print(f"peak memory of -o {output}: {few} KiB for {N_CHUNKS // 10} chunks, "
                   f"{many} KiB for {N_CHUNKS}")
             self.assertLess(many, few + 2048)
-
-
-class Jobs(TestCase):
-    def test_progress_and_damage(self):
-        self.agent("job", "20")
-        out, errors = self.kvctl("verify", "-o", "json", code=BAD)
-        found = json.loads(out)
-        self.assertEqual((found["state"], found["n_looked"], found["n_bad"]), ("done", 20, 1))
-        self.assertIn("verify: 100 % (20 of 20) 19 of 20 chunks, 1 bad", errors)
-
-    def test_no_wait(self):
-        self.agent("job", "20")
-        out, errors = self.kvctl("verify", "--no-wait", "-o", "json")
-        self.assertEqual((json.loads(out)["state"], errors), ("running", ""))
-
-    def test_bar_on_a_terminal(self):
-        self.agent("job", "20")
-        terminal = self.terminal("verify")
-        self.assertRegex(terminal.until("19 of 20 chunks, 1 bad[\\s\\S]*n_bad"), r"verify \[#{30}\] 100 %")
 
 
 class Screen(TestCase):
