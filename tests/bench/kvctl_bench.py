@@ -9,8 +9,8 @@ import sys
 import time
 
 VERBS = (["info"], ["get", "tiers"], ["get", "namespaces"], ["get", "sessions"], ["get", "leases"],
-         ["get", "jobs"], ["get", "chunks", "--limit", "100"], ["stat"], ["exist", "ab" * 32],
-         ["config", "get"])
+         ["get", "pins"], ["get", "jobs"], ["get", "chunks", "--limit", "100"],
+         ["describe", "tier", "host"], ["stat"], ["exist", "ab" * 32], ["config", "get"])
 
 
 def main():
