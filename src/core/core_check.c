@@ -174,13 +174,14 @@ static void check_counts(struct checker *k, const uint32_t *pins)
 {
     const struct kvt_core *core = k->core;
     uint64_t n_valid[N_TIERS] = {0, 0}, pinned_bytes[N_TIERS] = {0, 0}, n_dropped = 0;
-    uint64_t n_refs = 0, n_job_reads = 0;
+    uint64_t n_refs = 0, pin_bytes = 0, n_job_reads = 0;
     uint32_t n_moving[KVT_ADMIN_JOBS_MAX + 1] = {0};
     for (uint32_t c = 0; c < core->n_chunks_used; c++) {
         const struct chunk *chunk = &core->chunks[c];
         uint8_t where = chunk_where(chunk);
         n_moving[chunk->job]++;
         n_refs += chunk->admin_pins;
+        pin_bytes += chunk->admin_pins > 0 ? core->ns[chunk->ns].slot_bytes : 0;
         if (chunk->flags & CHUNK_UNHASHED) {
             check_dropped(k, c, pins);
             n_dropped++;
@@ -219,6 +220,8 @@ static void check_counts(struct checker *k, const uint32_t *pins)
            (unsigned long long)n_job_reads, core->jobs.n_reads);
     expect(k, n_refs == core->pins.n_refs, "%llu chunks pinned by operators, counts %u",
            (unsigned long long)n_refs, core->pins.n_refs);
+    expect(k, pin_bytes == core->pins.bytes, "operators' pins hold %llu bytes, count %llu",
+           (unsigned long long)pin_bytes, (unsigned long long)core->pins.bytes);
     uint64_t n_free = 0;
     for (uint32_t c = core->free_chunk; c != NONE && n_free <= core->n_chunks_used;
          c = core->chunks[c].parent)

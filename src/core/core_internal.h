@@ -241,7 +241,7 @@ struct admin_pins {
     struct pin_block *blocks;
     uint32_t n_blocks_used, free_block;
     uint32_t n_pins, n_refs; /* refs: chunks, counted once per pin */
-    uint64_t bytes;          /* of slots, counted once per pin */
+    uint64_t bytes;          /* of slots, counted once for all pins */
     uint64_t last_id;
     struct heap heap;
 };

@@ -49,7 +49,8 @@ static bool hold(struct kvt_core *core, struct admin_pin *pin, uint32_t c)
 {
     struct admin_pins *pins = &core->pins;
     uint64_t bytes = chunk_ns(core, c)->slot_bytes;
-    if (pins->n_refs == KVT_ADMIN_PINNED_MAX || pins->bytes + bytes > host_bytes_max(core))
+    uint64_t more = core->chunks[c].admin_pins == 0 ? bytes : 0; /* else another pin holds it */
+    if (pins->n_refs == KVT_ADMIN_PINNED_MAX || pins->bytes + more > host_bytes_max(core))
         return false;
     if (pin->blocks == NONE || pins->blocks[pin->blocks].n == PIN_BLOCK_CHUNKS)
         pin->blocks = block_new(pins, pin->blocks);
@@ -58,7 +59,7 @@ static bool hold(struct kvt_core *core, struct admin_pin *pin, uint32_t c)
     core->chunks[c].admin_pins++;
     core_pin(core, c);
     pins->n_refs++;
-    pins->bytes += bytes;
+    pins->bytes += more;
     pin->info.n_chunks++;
     pin->info.bytes += bytes;
     return true;
@@ -71,15 +72,16 @@ static void let_go(struct kvt_core *core, struct admin_pin *pin)
         uint32_t b = pin->blocks;
         struct pin_block *block = &pins->blocks[b];
         for (uint32_t i = 0; i < block->n; i++) {
-            core->chunks[block->chunks[i]].admin_pins--;
-            core_unpin(core, block->chunks[i]);
+            uint32_t c = block->chunks[i];
+            if (--core->chunks[c].admin_pins == 0)
+                pins->bytes -= chunk_ns(core, c)->slot_bytes;
+            core_unpin(core, c);
         }
         pin->blocks = block->next;
         block->next = pins->free_block;
         pins->free_block = b;
     }
     pins->n_refs -= pin->info.n_chunks;
-    pins->bytes -= pin->info.bytes;
 }
 
 /* The chunk and those before it, up to one that this pin holds already. */
@@ -173,7 +175,8 @@ enum kvt_status kvt_core_pin(struct kvt_core *core, uint32_t ns, const struct kv
                              (unsigned long long)host_bytes_max(core), KVT_ADMIN_PINNED_MAX);
     }
     if (n_found == 0)
-        return kvt_error_set(err, KVT_ERR_MISS, "pin: none of the %u chunks is held", n);
+        return kvt_error_set(err, KVT_ERR_MISS,
+                             "pin: none of the %u chunks is held; store them first", n);
     pin->id = id;
     pins->n_pins++;
     if (deadline_ns != UINT64_MAX)

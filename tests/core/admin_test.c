@@ -673,6 +673,7 @@ START_TEST(pins_may_hold_half_of_host_memory)
         fixture_store(&f, s, ns, 1 + i, 100 * i, 6, 0);
     uint64_t first = pin(0, 6), id = 0;
     pin(100, 6);
+    ck_assert_int_eq(kvt_core_unpin(f.core, pin(100, 6)), KVT_OK); /* the same chunks, no more */
     unsigned n = 0;
     struct kvt_error err = {.msg = ""};
     ck_assert_int_eq(pin_as("me", 200, 6, 0, &id, &n, &err), KVT_ERR_NOSPACE);
