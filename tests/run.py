@@ -363,7 +363,7 @@ def python_environment(report, name, requirements):
     """Python of a virtual environment with the package installed in it, or None."""
     folder = os.path.join(args.build_dir, "venv-" + name)
     status, python = command([sys.executable, os.path.join(ROOT, "tests", "venv.py"), folder,
-                              os.path.join(ROOT, "tests", "python", requirements)])
+                              os.path.join(ROOT, "tests", requirements)])
     if status != 0:
         # Not every index has torch's CPU build; all else there must be.
         optional = "No matching distribution found for torch" in python
@@ -378,7 +378,8 @@ def python_environment(report, name, requirements):
 
 
 def python_tests(report, name, requirements, *test_args):
-    """The Python package as users install it, against the agent of the gcc build."""
+    """Tests beside a requirements file, with the Python package as users install it, against the
+    programs of the gcc build."""
     build = gcc_build(report)
     python = build.ok and python_environment(report, name, requirements)
     if not python:
@@ -386,7 +387,9 @@ def python_tests(report, name, requirements, *test_args):
     began = time.monotonic()
     status, out = command([python, "-m", *test_args], {
         "KVT_KVTIERD": os.path.join(build.dir, "src", "daemon", "kvtierd"),
-        "PYTHONDONTWRITEBYTECODE": "1"}, cwd=os.path.join(ROOT, "tests", "python"))
+        "KVT_KVBENCH": os.path.join(build.dir, "src", "kvbench", "kvbench"),
+        "PYTHONPATH": os.path.join(ROOT, "tests", "python"), "PYTHONDONTWRITEBYTECODE": "1"},
+        cwd=os.path.join(ROOT, "tests", os.path.dirname(requirements)))
     ran = re.search(r"^Ran (\d+) test", out, re.M)
     bad = sum(int(n) for n in re.findall(r"(?:failures|errors)=(\d+)", out))
     skipped = re.search(r"skipped=(\d+)", out)
@@ -399,11 +402,17 @@ def python_tests(report, name, requirements, *test_args):
 
 
 def part_python(report):
-    python_tests(report, "python", "requirements.txt", "unittest", "-v", "test_client", "test_control", "test_docs")
+    python_tests(report, "python", "python/requirements.txt", "unittest", "-v", "test_client",
+                 "test_control", "test_docs")
+
+
+def part_control(report):
+    python_tests(report, "control", "control/requirements.txt", "unittest", "-v", "test_see",
+                 "test_steer", "test_services")
 
 
 def part_sglang(report):
-    python_tests(report, "sglang", "requirements-sglang.txt", "engine_sglang", "-v")
+    python_tests(report, "sglang", "python/requirements-sglang.txt", "engine_sglang", "-v")
 
 
 def part_smoke(report):
@@ -425,6 +434,7 @@ PARTS = {
     "tidy": (part_tidy, "clang-tidy over every compiled file"),
     "fuzz": (part_fuzz, "each fuzz target for a few seconds"),
     "python": (part_python, "the Python package, installed as users do it, against the agent"),
+    "control": (part_control, "the control API, by a standard gRPC client"),
     "sglang": (part_sglang, "SGLang's cache controller on the Python package"),
     "smoke": (part_smoke, "the README's run command in a short form"),
 }

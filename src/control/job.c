@@ -45,6 +45,11 @@ static Kvtier__V1__Job__State state_message(enum kvt_job_state state)
     return KVTIER__V1__JOB__STATE__STATE_UNSPECIFIED;
 }
 
+static bool is_over(enum kvt_job_state state)
+{
+    return state != KVT_JOB_PENDING && state != KVT_JOB_RUNNING;
+}
+
 static ProtobufCMessage *job_message(struct request *r, const struct kvt_job_info *info,
                                      const uint8_t ns_id[KVT_NS_ID_BYTES])
 {
@@ -70,8 +75,9 @@ static ProtobufCMessage *job_message(struct request *r, const struct kvt_job_inf
     out->n_bad = info->n_bad;
     out->bytes = info->bytes;
     out->age_ms = ms_between(info->made_ns, kvt_now_ns());
-    if (info->ended_ns != 0)
-        out->took_ms = ms_between(info->made_ns, info->ended_ns);
+    if (is_over(info->state)) /* if its end was not told yet, it is now */
+        out->took_ms =
+            info->ended_ns != 0 ? ms_between(info->made_ns, info->ended_ns) : out->age_ms;
     return &out->base;
 }
 
@@ -204,8 +210,10 @@ static void clear(struct request *r)
                                   .flags = job_flags(in->dry_run, in->force)};
     bool has_ns = in->filter != NULL && in->filter->namespace_id.len > 0;
     if (has_ns == (in->all_namespaces != 0)) {
-        request_fail(r, GRPC_STATUS_INVALID_ARGUMENT,
-                     "filter.namespace_id: set it or all_namespaces, and not both");
+        request_fail(
+            r, GRPC_STATUS_INVALID_ARGUMENT,
+            "filter.namespace_id: is not set, nor is all_namespaces, or both are; set exactly "
+            "one of them");
         return;
     }
     if (request_tiers(r, in->tiers, in->n_tiers, &job.tiers) &&
@@ -222,11 +230,6 @@ static void verify(struct request *r)
 }
 
 /* --- following -------------------------------------------------------------------------------- */
-
-static bool is_over(enum kvt_job_state state)
-{
-    return state != KVT_JOB_PENDING && state != KVT_JOB_RUNNING;
-}
 
 /* Ask for a job. False: the request has failed. */
 static bool job_ask(struct request *r, struct job_call *call)

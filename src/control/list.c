@@ -11,7 +11,7 @@
 #include "kvt/util.h"
 
 #define TOKEN_DIGITS 32                    /* incarnation and cursor */
-#define PAGE_TIME_NS (200 * KVT_NS_PER_MS) /* a page goes out then, if there is anything on it */
+#define PAGE_TIME_NS (200 * KVT_NS_PER_MS) /* a page goes out then, however short */
 #define ASK_ITEMS    64                    /* of the reactor at once */
 
 /* --- pages ------------------------------------------------------------------------------------ */
@@ -62,7 +62,9 @@ static char *token_make(struct request *r, uint64_t cursor)
 bool list_page(struct request *r, uint32_t page_size, const char *token, struct list_call *call)
 {
     unsigned n_page = page_size == 0 ? LIST_ITEMS_MAX : KVT_MIN(page_size, LIST_ITEMS_MAX);
-    uint64_t until_ns = kvt_now_ns() + PAGE_TIME_NS;
+    uint64_t now_ns = kvt_now_ns();
+    /* Under load a call of the reactor may take a while: the last one is not to be in vain. */
+    uint64_t until_ns = now_ns + KVT_MIN(PAGE_TIME_NS, ns_between(now_ns, r->deadline_ns) / 2);
     call->items = request_alloc(r, ASK_ITEMS, call->kind->item_bytes);
     call->ns_ids = request_alloc(r, ASK_ITEMS, sizeof(*call->ns_ids));
     call->out = request_alloc(r, n_page, sizeof(*call->out));

@@ -107,9 +107,14 @@ bool request_tiers(struct request *r, const Kvtier__V1__Tier *tiers, size_t n, u
 /** An owner of pins. */
 bool request_owner(struct request *r, const char *owner);
 
+static inline uint64_t ns_between(uint64_t from_ns, uint64_t to_ns)
+{
+    return to_ns > from_ns ? to_ns - from_ns : 0;
+}
+
 static inline uint64_t ms_between(uint64_t from_ns, uint64_t to_ns)
 {
-    return to_ns > from_ns ? (to_ns - from_ns) / 1000000 : 0;
+    return ns_between(from_ns, to_ns) / 1000000;
 }
 
 #endif

@@ -81,7 +81,8 @@ enum kvt_status kvt_core_job_start(struct kvt_core *core, const struct kvt_job_r
     if (status != KVT_OK)
         return status;
     if (core->draining)
-        return kvt_error_set(err, KVT_ERR_AGAIN, "job: the agent is about to end");
+        return kvt_error_set(err, KVT_ERR_AGAIN,
+                             "job: the agent is stopping; ask again when it has started");
     struct job *job = job_place(jobs);
     if (job == NULL)
         return kvt_error_set(err, KVT_ERR_AGAIN, "job: %d are open; wait for one, or cancel one",

@@ -82,9 +82,12 @@ class TestCase(unittest.TestCase):
     def setUp(self):
         self.folder = tempfile.mkdtemp(prefix="kvt-python-")
         self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
-        self.agent = Agent(self.folder, **self.sets)
+        self.agent = Agent(self.folder, **self.agent_sets())
         self.addCleanup(self.agent.kill)
         self.agent.start()
+
+    def agent_sets(self):
+        return self.sets
 
     def client(self, connect=True, **options):
         client = kvtier.Client(self.agent.socket, name="test", **options)
