@@ -62,6 +62,16 @@ class Agent:
     def resume(self):
         self._process.send_signal(signal.SIGCONT)
 
+    def corrupt(self):
+        """Flips a byte in every 64 KiB of the store, but for its superblock; of a stopped agent."""
+        store = os.path.join(self.folder, "store")
+        with open(store, "r+b") as file:
+            for at in range((1 << 20) + 5000, os.path.getsize(store), 1 << 16):
+                file.seek(at)
+                byte = file.read(1)[0]
+                file.seek(at)
+                file.write(bytes([byte ^ 1]))
+
     def close(self):
         if self._process is not None:
             self.resume()

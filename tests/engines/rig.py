@@ -48,15 +48,14 @@ def legacy_caches(config, layout, spec):
     """What 0.28's backends made of a layer's bytes."""
     out = {}
     n, bs = config.num_blocks, spec.block_size
-    for group in config.kv_cache_groups:
-        for name in group.layer_names:
-            if layout == "packed":
-                view = torch.zeros(n, HEADS, bs, 2 * HEAD_SIZE)
-            elif layout == "kv_first":
-                view = torch.zeros(2, n, HEADS, bs, HEAD_SIZE)
-            else:
-                view = torch.zeros(n, 2, bs, HEADS, HEAD_SIZE)
-            out[name] = view
+    for tensor in config.kv_cache_tensors:
+        if layout == "packed":
+            view = torch.zeros(n, HEADS, bs, 2 * HEAD_SIZE)
+        elif layout == "kv_first":
+            view = torch.zeros(2, n, HEADS, bs, HEAD_SIZE)
+        else:
+            view = torch.zeros(n, 2, bs, HEADS, HEAD_SIZE)
+        out.update(dict.fromkeys(tensor.shared_by, view))
     return out
 
 
@@ -75,8 +74,10 @@ class Rig:
         transfer = {"kv_connector": connector, "kv_role": "kv_both",
                     "kv_load_failure_policy": policy,
                     "kv_connector_module_path": module,
-                    "kv_connector_extra_config": {"socket": socket, "chunk_tokens": block,
-                                                  **(extra or {})}}
+                    "kv_connector_extra_config": extra or {}}
+        if connector == "KVTierConnector":
+            transfer["kv_connector_extra_config"] = {
+                "socket": socket, "chunk_tokens": block, **(extra or {})}
         self.config = VllmConfig(
             model_config=ModelConfig(model=model, dtype="float32", skip_tokenizer_init=True,
                                      max_model_len=max_len),
@@ -114,6 +115,8 @@ class Rig:
             self.worker = KVConnectorFactory.create_connector(
                 self.config, KVConnectorRole.WORKER, self.kvc)
             self.worker.register_kv_caches(self.kv)
+            if (told := self.worker.get_handshake_metadata()) is not None:
+                self.scheduler.connector.set_xfer_handshake_metadata_pp_aware({(0, 0): told})
             for half in (self.scheduler.connector, self.worker):
                 if hasattr(half, "_half"):
                     half._half._port.wait_connected(5)

@@ -280,6 +280,41 @@ class IsolationTest(EngineCase):
         self.assertEqual(rig.stats.get("save_chunks", 0), stored)
 
 
+def drive(case, rig, source):
+    """A random schedule to its end: prompts that share beginnings, aborts, and in every second one
+    an agent that is killed, stopped and continued."""
+    faults, paused = source.random() < 0.5, False
+    left, live, end = source.randrange(5, 25), [], time.monotonic() + 60
+    try:
+        while left or rig.busy():
+            case.assertLess(time.monotonic(), end, "no end")
+            if left and source.random() < 0.3:
+                left -= 1
+                tokens = family(source.randrange(4), source.randrange(1, 200))
+                live.append(rig.add(tokens + family(source.random(), source.randrange(1, 60)),
+                                    max_tokens=source.randrange(1, 50),
+                                    salt=source.choice((None, None, "s"))))
+            if live and source.random() < 0.02:
+                rid = source.choice(live)
+                if rid in rig.scheduler.requests and not rig.scheduler.requests[rid].is_finished():
+                    rig.abort(rid)
+            if faults and source.random() < 0.01:
+                case.agent.kill()
+                case.agent.start()
+                paused = False
+            if faults and source.random() < 0.02:
+                (case.agent.resume if paused else case.agent.pause)()
+                paused = not paused
+            if not left and paused:
+                case.agent.resume()
+                paused = False
+            if not rig.step().num_scheduled_tokens:
+                time.sleep(0.0002)
+    finally:
+        if paused:
+            case.agent.resume()
+
+
 class RandomTest(EngineCase):
     def test_random_schedules(self):
         first = int(os.environ.get("KVT_SEED", "1"))
@@ -291,50 +326,21 @@ class RandomTest(EngineCase):
         window = source.choice((0, 0, 64)) if HYBRID else 0
         worker.LATE_NS = 50_000_000
         rig = Rig(MODEL, self.agent.socket, layout=source.choice(LAYOUTS),
-                  blocks=source.choice((40, 64, 90)), window=window, max_len=320, block=16,
+                  blocks=source.choice((40, 64, 90)) + (window and 24), window=window, max_len=320,
+                  block=16,
                   budget=source.choice((48, 128, 256)), seqs=source.choice((3, 8)),
                   extra={"chunk_tokens": source.choice((16, 32)),
                          "max_pinned_share": source.choice((0.2, 1.0)),
                          "tenant": f"{source.randrange(3)}", "load_timeout_ms": 300,
                          "lookup_timeout_ms": source.choice((5, 100)), "save_timeout_ms": 300})
-        faults = source.random() < 0.5
-        paused = False
         try:
-            left, live, end = source.randrange(5, 25), [], time.monotonic() + 60
-            while left or rig.busy():
-                self.assertLess(time.monotonic(), end, "no end")
-                if left and source.random() < 0.3:
-                    left -= 1
-                    tokens = family(source.randrange(4), source.randrange(1, 200))
-                    live.append(rig.add(tokens + family(source.random(), source.randrange(1, 60)),
-                                        max_tokens=source.randrange(1, 50),
-                                        salt=source.choice((None, None, "s"))))
-                if live and source.random() < 0.02:
-                    rid = source.choice(live)
-                    if rid in rig.scheduler.requests and \
-                            not rig.scheduler.requests[rid].is_finished():
-                        rig.abort(rid)
-                if faults and source.random() < 0.01:
-                    self.agent.kill()
-                    self.agent.start()
-                    paused = False
-                if faults and source.random() < 0.02:
-                    (self.agent.resume if paused else self.agent.pause)()
-                    paused = not paused
-                if not left and paused:
-                    self.agent.resume()
-                    paused = False
-                out = rig.step()
-                if not out.num_scheduled_tokens:
-                    time.sleep(0.0002)
+            drive(self, rig, source)
             self.assertEqual(rig.leaks(), 0)
             half = rig.scheduler.connector._half
             self.assertFalse(half._requests or half._pins or half._loading or half._n_pinned)
             half = rig.worker._half
             self.assertFalse(half._loads or half._saves)
         finally:
-            if paused:
-                self.agent.resume()
             rig.close()
 
 

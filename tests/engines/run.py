@@ -17,14 +17,14 @@ from make_env import FOLDER, SKIPPED, VERSIONS, Env
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
-SHORT = {"rig": [], "llm": ["ShortTest"]}
-LONG = {"rig": [], "llm": []}
+SHORT = {"rig": [], "tier": [], "llm": ["ShortTest"]}
+LONG = {"rig": [], "tier": [], "llm": []}
 LIMIT_S = {False: 420, True: 3600}
 
 
 def unit(env, version, name, arguments, args):
     """(passed, failed, skipped) of one test file."""
-    first = {"rig": [env.model("tiny")], "llm": [env.folder, version]}[name]
+    first = {"llm": [env.folder, version]}.get(name, [env.model("tiny")])
     began = time.monotonic()
     log = os.path.join(env.folder, f"{name}-{version}.log")
     with open(log, "w", encoding="utf-8") as out:
@@ -65,7 +65,7 @@ def main():
     parser.add_argument("--dir", default=FOLDER)
     parser.add_argument("--versions", default=",".join(VERSIONS))
     parser.add_argument("--long", action="store_true")
-    parser.add_argument("--only", help="rig, llm")
+    parser.add_argument("--only", help="rig, tier, llm")
     args = parser.parse_args()
     versions = args.versions.split(",")
     env = Env(args.dir)

@@ -10,7 +10,7 @@ from typing import Any
 
 _SAMPLES = 16
 _SAMPLE_BYTES = 4096
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
+WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 
 
 def field(text: str | bytes) -> bytes:
@@ -41,7 +41,7 @@ def folder_digest(folder: str) -> bytes | None:
     try:
         if os.path.isfile(folder):
             return file_digest(folder)
-        names = sorted(n for n in os.listdir(folder) if n.endswith(_WEIGHTS))
+        names = sorted(n for n in os.listdir(folder) if n.endswith(WEIGHTS))
         if not names:
             return None
         digest = hashlib.sha256()

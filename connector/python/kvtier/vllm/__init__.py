@@ -6,18 +6,19 @@
         "kv_load_failure_policy": "recompute"}'
 """
 
-NAME = "KVTierConnector"
-__all__ = [NAME, "register"]
+_MODULES = {"KVTierConnector": "connector", "KVTierOffloadingConnector": "offload"}
+__all__ = [*_MODULES, "register"]
 
 
 def register():
     """Entry point of group vllm.general_plugins: kv_connector_module_path is not needed then."""
     from .compat import register_connector
-    register_connector(NAME, "kvtier.vllm.connector", NAME)
+    for name, module in _MODULES.items():
+        register_connector(name, f"{__name__}.{module}", name)
 
 
 def __getattr__(name):
-    if name == NAME:
-        from .connector import KVTierConnector
-        return KVTierConnector
+    if name in _MODULES:
+        from importlib import import_module
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -68,7 +68,7 @@ def check_hashes(algorithm, settings):
         raise ValueError(
             f"KVTier: --prefix-caching-hash-algo {algorithm} is not collision-resistant, so a "
             "prompt could be made that gets another's KV; use sha256_cbor or sha256 (or set "
-            "allow_weak_hash to true in kv_connector_extra_config if all users trust each other)")
+            "allow_weak_hash to true in KVTier's settings if all users trust each other)")
     if not hash_root_is_shared(algorithm):
         log.warning("KVTier: this vLLM draws a random root for its block hashes in every process, "
                     "so no other process, and not this one after a restart, will find what it "
@@ -223,6 +223,32 @@ def resumed_ids(cached_reqs):
 
 def num_preemptions(request):
     return getattr(request, "num_preemptions", 0)
+
+
+# ---- tiered offloading -------------------------------------------------------------------------
+
+def tier_arguments(backpressure_detector):
+    """What a secondary tier's base class takes since 0.31."""
+    return () if backpressure_detector is None else (backpressure_detector,)
+
+
+def job_rows(job):
+    """Of a tier's job; named after chunks since 0.30."""
+    return job.chunk_ids if hasattr(job, "chunk_ids") else job.block_ids
+
+
+def key_position(req_context, key):
+    """The last token of an offloaded chunk; None before 0.31, and where vLLM does not say."""
+    position = getattr(req_context, "get_offload_key_position", None)
+    return position(key) if position is not None else None
+
+
+def row_facts(spec):
+    """What the order of the bytes in a row of vLLM's CPU cache depends on, but for the pages
+    themselves. Nothing promises it for more than one release."""
+    return (re.match(r"[\d.]+", vllm_version())[0], type(spec).__module__, type(spec).__qualname__,
+            spec.blocks_per_chunk, tuple(spec.tokens_per_block), spec.replicated_layout,
+            spec.config.canonical_layout)
 
 
 # ---- events ------------------------------------------------------------------------------------

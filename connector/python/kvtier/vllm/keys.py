@@ -8,69 +8,10 @@ its length. No cross-tenant or cross-adapter hit rests on the chain alone.
 """
 
 import hashlib
-import json
 import os
 
 from kvtier import KEY_BYTES
-
-_SAMPLES = 16
-_SAMPLE_BYTES = 4096
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
-
-
-def _field(text):
-    raw = text if isinstance(text, bytes) else str(text).encode()
-    return len(raw).to_bytes(4, "little") + raw
-
-
-def file_digest(path):
-    """Of a file's size and 16 samples spread over it. Weights that were trained on differ nearly
-    everywhere, so this tells them apart without reading gigabytes, and it stays the same when
-    the file is copied or touched."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        digest.update(size.to_bytes(8, "little"))
-        if size <= _SAMPLES * _SAMPLE_BYTES:
-            digest.update(file.read())
-        else:
-            for i in range(_SAMPLES):
-                file.seek((size - _SAMPLE_BYTES) * i // (_SAMPLES - 1))
-                digest.update(file.read(_SAMPLE_BYTES))
-    return digest.digest()
-
-
-def folder_digest(folder):
-    """Of the weights in a folder; None when it is no folder or has none."""
-    try:
-        names = sorted(n for n in os.listdir(folder) if n.endswith(_WEIGHTS))
-        if not names:
-            return None
-        digest = hashlib.sha256()
-        for name in names:
-            digest.update(_field(name) + file_digest(os.path.join(folder, name)))
-        return digest.digest()
-    except OSError:
-        return None
-
-
-def model_revision(path, revision, config, settings):
-    """At most 63 bytes for all that changes a model's KV but its name."""
-    weights = folder_digest(path)
-    digest = hashlib.sha256(_field(revision or "") + _field(weights or b""))
-    kept = {k: v for k, v in config.items() if k not in ("transformers_version", "_name_or_path")}
-    digest.update(_field(json.dumps(kept, sort_keys=True, default=str)))
-    digest.update(_field(json.dumps(settings, sort_keys=True, default=str)))
-    return digest.hexdigest()[:48]
-
-
-def short(text, limit):
-    """text, or its start and a digest when it has more than limit bytes."""
-    raw = text.encode()
-    if len(raw) <= limit and "\0" not in text:
-        return text
-    tail = "~" + hashlib.sha256(raw).hexdigest()[:24]
-    return raw[:limit - len(tail)].decode(errors="ignore").replace("\0", "") + tail
+from kvtier.identity import WEIGHTS, field, folder_digest
 
 
 class Adapters:
@@ -86,7 +27,7 @@ class Adapters:
         try:
             with os.scandir(path) as entries:
                 return tuple(sorted((e.name, e.stat().st_size, e.stat().st_mtime_ns)
-                                    for e in entries if e.name.endswith(_WEIGHTS)))
+                                    for e in entries if e.name.endswith(WEIGHTS)))
         except OSError:
             return ()
 
@@ -105,11 +46,18 @@ def request_domain(cache_salt, lora_name, lora_path, adapters):
     if not cache_salt and not lora_name:
         return None
     digest = hashlib.sha256(b"kvtier request domain 1\0")
-    digest.update(_field(cache_salt or ""))
-    digest.update(_field(lora_name or ""))
-    digest.update(_field(lora_path or ""))
-    digest.update(_field(adapters.digest(lora_path) if lora_path else b""))
+    digest.update(field(cache_salt or ""))
+    digest.update(field(lora_name or ""))
+    digest.update(field(lora_path or ""))
+    digest.update(field(adapters.digest(lora_path) if lora_path else b""))
     return digest.digest()
+
+
+def domain_of(request, adapters):
+    """request_domain() of an engine's request."""
+    lora = getattr(request, "lora_request", None)
+    return request_domain(getattr(request, "cache_salt", None), lora.lora_name if lora else None,
+                          lora.lora_path if lora else None, adapters)
 
 
 def chunk_key(domain, block_hash):

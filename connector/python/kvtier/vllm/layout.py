@@ -104,6 +104,12 @@ def layer_pages(name, tensor, spec):
                       tuple(int(o) * element for o in offsets), run * element, axes)
 
 
+def n_segments(chunk_bytes, n_layers):
+    """Pieces with a checksum of their own: one per layer where that divides the chunk."""
+    wanted = min(n_layers, N_SEGMENTS_MAX)
+    return next(n for n in range(wanted, 0, -1) if chunk_bytes % n == 0)
+
+
 class GroupMemory:
     """The layers of one KV group in one worker, and the extents of its blocks."""
 
@@ -138,9 +144,7 @@ class GroupMemory:
 
     @property
     def n_segments(self):
-        """Pieces with a checksum of their own: one per layer where that divides the chunk."""
-        wanted = min(len(self.layers), N_SEGMENTS_MAX)
-        return next(n for n in range(wanted, 0, -1) if self.chunk_bytes % n == 0)
+        return n_segments(self.chunk_bytes, len(self.layers))
 
     def ranges(self):
         """(address, bytes) that blocks may touch; for registration and for checks."""

@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which bytes are interchangeable: both halves derive the same namespaces from the same facts."""
 
-from . import compat, keys
+import dataclasses
+
+from kvtier.identity import model_revision, short
+
+from . import compat
+from .layout import PageSpec, layer_pages, layout_id
 
 
 class Identity:
@@ -10,8 +15,8 @@ class Identity:
 
     def __init__(self, vllm_config, settings):
         name, path, revision, config, how = compat.model_identity(vllm_config)
-        self.model = keys.short(settings.model or name, 127)
-        self.revision = keys.short(settings.revision, 63) or keys.model_revision(
+        self.model = short(settings.model or name, 127)
+        self.revision = short(settings.revision, 63) or model_revision(
             path, revision, config, how)
         self.tenant = settings.tenant
 
@@ -19,7 +24,7 @@ class Identity:
         """For kvt_namespace."""
         return {
             "model": self.model, "revision": self.revision, "layout": shard.layout,
-            "salt": keys.short(f"{self.tenant}/{epoch}" if epoch else self.tenant, 63),
+            "salt": short(f"{self.tenant}/{epoch}" if epoch else self.tenant, 63),
             "hash_algo": hash_domain, "dtype": shard.dtype, "n_layers": shard.n_layers,
             "n_kv_heads": shard.n_kv_heads, "head_dim": shard.head_dim,
             "tokens_per_chunk": shard.tokens_per_chunk, "tp_rank": shard.tp_rank,
@@ -29,17 +34,51 @@ class Identity:
         }
 
 
+def window_of(spec):
+    """Tokens of a group's sliding window; None for full attention. Raises ValueError."""
+    kind = compat.group_kind(spec)
+    if isinstance(kind, str) and kind != "full":
+        raise ValueError(f"KVTier: {kind} is not supported; run this model without the connector")
+    return None if kind == "full" else kind
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupPages:
+    """One KV group in the memory of one worker."""
+    names: tuple[str, ...]   # of its layers
+    pages: tuple             # LayerPages of each
+    spec: object             # of its first layer
+    layout: str              # differs whenever the meaning of the bytes may
+    dtype: str
+
+
+def group_pages(vllm_config, kv_cache_config, kv_caches):
+    """Of each group. Raises LayoutError, which keeps the engine from starting, where a layout is
+    not known."""
+    layout, first = compat.layout_name(vllm_config, kv_cache_config)
+    made = []
+    for group in kv_cache_config.kv_cache_groups:
+        names = tuple(n for n in group.layer_names if n in kv_caches)
+        specs = [compat.layer_spec(group.kv_cache_spec, name) for name in names]
+        pages = tuple(
+            layer_pages(name, kv_caches[name],
+                        PageSpec(kv_cache_config.num_blocks, spec.page_size_bytes,
+                                 compat.spec_is_padded(spec), first))
+            for name, spec in zip(names, specs))
+        dtype = compat.spec_dtype(specs[0])
+        made.append(GroupPages(names, pages, specs[0], layout_id(
+            compat.layout_family(), layout, pages, names, dtype,
+            compat.backend_name(vllm_config, names[0])), dtype))
+    return made
+
+
 class Plan:
     """How a group's tokens make up chunks; the same in both halves."""
 
     def __init__(self, index, spec, hash_tokens, settings):
         self.index = index
         self.spec = spec
-        kind = compat.group_kind(spec)
-        if isinstance(kind, str) and kind != "full":
-            raise ValueError(f"KVTier: {kind} is not supported; run this model without the "
-                             "connector")
-        self.window = None if kind == "full" else kind
+        self.window = window_of(spec)
         self.block_tokens = spec.block_size
         # Blocks before a window are gone by the time a longer chunk would be complete.
         self.blocks_per_chunk = 1 if self.window else -(-settings.chunk_tokens // spec.block_size)

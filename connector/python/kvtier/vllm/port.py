@@ -5,6 +5,7 @@ of it. An op that could not be started is None."""
 from kvtier import AgainError, Client, KVTierError, Namespace, NoMemoryError
 
 QUEUE_DEPTH = 1024
+LATE_NS = 1_000_000_000  # past its deadline an op is given so long to end by itself
 _DROPPED = (AgainError, NoMemoryError)  # queue full or no memory: it is as if nothing was held
 
 
@@ -13,6 +14,7 @@ class Port:
         self._client = Client(socket or None, name=name, queue_depth=QUEUE_DEPTH,
                               n_copy_threads=copy_threads)
         self.poll = self._client.poll
+        self.wait = self._client.wait
 
     @property
     def connected(self):

@@ -19,14 +19,13 @@ import numpy as np
 from kvtier import BATCH_MAX, KEY_BYTES
 
 from . import compat, keys
+from .breaker import Breaker
 from .meta import Meta, Transfer
 from .namespace import Identity, plans
 from .stats import Stats
 
 LEASE_MARGIN_NS = 500_000_000
 PIN_WAIT_NS = 20_000_000
-BREAKER_AFTER = 3  # lookups not answered in time, one after the other
-BREAKER_MIN_NS, BREAKER_MAX_NS = 1_000_000_000, 30_000_000_000
 
 
 class _Lookup:
@@ -107,9 +106,7 @@ class SchedulerHalf:
         self._loading = {}        # request id -> tokens; until its load was reported
         self._aborted_loads = set()
         self._polled = False
-        self._n_late = 0          # lookups in a row that were not answered in time
-        self._quiet_until_ns = 0
-        self._quiet_ns = BREAKER_MIN_NS
+        self._breaker = Breaker()
         self._events = [] if compat.events_wanted(vllm_config) else None
         self.stats = Stats()
 
@@ -148,10 +145,7 @@ class SchedulerHalf:
                 known.append(keys.chunk_key(state.domain, hashes[end - 1]))
 
     def on_new_request(self, request):
-        lora = getattr(request, "lora_request", None)
-        domain = keys.request_domain(
-            getattr(request, "cache_salt", None), lora.lora_name if lora else None,
-            lora.lora_path if lora else None, self._adapters)
+        domain = keys.domain_of(request, self._adapters)
         state = _Request(request, domain, len(self._plans))
         state.no_save |= not self._may_save
         state.no_load |= not self._may_load or \
@@ -169,7 +163,7 @@ class SchedulerHalf:
         if any(not known for known in state.keys):
             state.hit_tokens = 0
             return
-        if now < self._quiet_until_ns or not self._port.connected:
+        if self._breaker.is_open(now) or not self._port.connected:
             state.hit_tokens = 0
             return
         lookup = _Lookup(now, self._epoch, len(state.request.block_hashes))
@@ -207,7 +201,7 @@ class SchedulerHalf:
             lookup.open -= 1
             if done.status == 0:
                 found[place][1] = done.n_ok
-                self._n_late, self._quiet_ns = 0, BREAKER_MIN_NS
+                self._breaker.answered()
             else:
                 self.stats.add("agent_lost")
             if done.lease:
@@ -280,10 +274,7 @@ class SchedulerHalf:
             return  # the workers did not describe their memory yet: the engine's first step
         self._drop_lookup(state)
         self.stats.add("lookup_timeouts")
-        self._n_late += 1
-        if self._n_late >= BREAKER_AFTER:
-            self._quiet_until_ns = now + self._quiet_ns
-            self._quiet_ns = min(2 * self._quiet_ns, BREAKER_MAX_NS)
+        self._breaker.late(now)
 
     # ---- loads -----------------------------------------------------------------------------
 

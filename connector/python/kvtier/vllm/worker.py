@@ -13,12 +13,11 @@ import numpy as np
 from kvtier import BATCH_MAX, KEY_BYTES, Status
 
 from . import compat
-from .layout import GroupMemory, PageSpec, layer_pages, layout_id
+from .layout import GroupMemory
 from .meta import Shard, WorkerMeta
-from .namespace import Identity, plans
+from .namespace import Identity, group_pages, plans
+from .port import LATE_NS
 from .stats import Stats
-
-LATE_NS = 1_000_000_000  # past its deadline an op is given so long to end by itself
 
 
 class _Load:
@@ -69,30 +68,20 @@ class WorkerHalf:
     def register_kv_caches(self, kv_caches):
         """Reads the layouts; raises LayoutError, which keeps the engine from starting, where one
         is not known."""
-        name, first = compat.layout_name(self._vllm_config, self._kv_cache_config)
         tp_rank, tp_size, pp_rank, pp_size = compat.ranks(self._vllm_config)
-        for plan, described in zip(self._plans, self._kv_cache_config.kv_cache_groups):
-            names = [n for n in described.layer_names if n in kv_caches]
+        for plan, found in zip(self._plans, group_pages(self._vllm_config, self._kv_cache_config,
+                                                        kv_caches)):
+            names, spec = found.names, found.spec
             group = _Group()
             group.plan = plan
-            pages = []
-            for layer in names:
-                spec = compat.layer_spec(described.kv_cache_spec, layer)
-                pages.append(layer_pages(layer, kv_caches[layer], PageSpec(
-                    self._kv_cache_config.num_blocks, spec.page_size_bytes,
-                    compat.spec_is_padded(spec), first)))
-            group.memory = GroupMemory(pages, plan.blocks_per_chunk,
+            group.memory = GroupMemory(found.pages, plan.blocks_per_chunk,
                                        self._kv_cache_config.num_blocks)
-            spec = compat.layer_spec(described.kv_cache_spec, names[0])
             replicated = compat.is_mla(spec)  # every rank has the same: one copy is enough
             n_heads, head_dim = compat.spec_heads(spec)
-            dtype = compat.spec_dtype(spec)
-            backend = compat.backend_name(self._vllm_config, names[0])
             group.shard = Shard(
-                plan.index, layout_id(compat.layout_family(), name, pages, names, dtype, backend),
-                dtype[:15], len(names), n_heads, head_dim, 0 if replicated else tp_rank,
-                1 if replicated else tp_size, pp_rank, pp_size, group.memory.n_segments,
-                group.memory.chunk_bytes, plan.chunk_tokens)
+                plan.index, found.layout, found.dtype[:15], len(names), n_heads, head_dim,
+                0 if replicated else tp_rank, 1 if replicated else tp_size, pp_rank, pp_size,
+                group.memory.n_segments, group.memory.chunk_bytes, plan.chunk_tokens)
             group.stores = not replicated or tp_rank == 0
             if kv_caches[names[0]].device.type != "cpu":
                 raise ValueError("KVTier: this build of libkvtier moves KV of host memory alone, "

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's OffloadingConnector with KVTier as a tier behind its CPU cache; see docs/engines.md.
+
+Everything is vLLM's own but for what its tiers are not told: which model, weights and hashes a
+chunk belongs to, and how the workers' pages are laid out. The workers say that once, with the
+handshake at the start of the engine.
+"""
+
+import copy
+import dataclasses
+
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorHandshakeMetadata
+from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
+from vllm.v1.kv_offload.tiering.factory import SecondaryTierFactory
+
+from . import compat, keys
+from .compat import KVConnectorRole
+from .layout import LayoutError
+from .namespace import group_pages
+from .tier import KVTierSecondaryTier
+
+TIER = "kvtier"
+
+if TIER not in SecondaryTierFactory._registry:
+    SecondaryTierFactory.register_tier(TIER, KVTierSecondaryTier.__module__,
+                                       KVTierSecondaryTier.__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows(KVConnectorHandshakeMetadata):
+    """What one worker's part of a row means, for each KV group."""
+    layouts: tuple[str, ...]
+    dtypes: tuple[str, ...]
+
+
+def describe(vllm_config, kv_cache_config, kv_caches):
+    """Rows of this worker. Raises LayoutError where vLLM does not copy whole pages."""
+    groups = group_pages(vllm_config, kv_cache_config, kv_caches)
+    for group in groups:
+        for name, page in zip(group.names, group.pages):
+            if len(page.offsets) != 1:
+                raise LayoutError(
+                    f"KV cache of layer {name}: a block's page is in {len(page.offsets)} pieces "
+                    f"({page.axes}), which vLLM's CPU offloading does not copy right; set "
+                    "--kv-cache-layout LBHNC or LBNHC, or use KVTierConnector")
+    return Rows(tuple(group.layout for group in groups), tuple(group.dtype for group in groups))
+
+
+def completed(extra, facts):
+    """kv_connector_extra_config with our tier in it, and the facts in the tier's settings."""
+    tiers = [dict(tier) for tier in extra.get("secondary_tiers", [])]
+    if not any(tier.get("type") == TIER for tier in tiers):
+        tiers.append({"type": TIER})
+    for tier in tiers:
+        if tier.get("type") == TIER:
+            tier.update(facts)
+    return {"spec_name": "TieringOffloadingSpec", **extra, "secondary_tiers": tiers}
+
+
+def completed_config(vllm_config, facts):
+    """A copy for one connector, as MultiConnector makes them."""
+    made = copy.copy(vllm_config)
+    made.kv_transfer_config = copy.copy(vllm_config.kv_transfer_config)
+    made.kv_transfer_config.kv_connector_extra_config = completed(
+        vllm_config.kv_transfer_config.kv_connector_extra_config, facts)
+    return made
+
+
+class KVTierOffloadingConnector(OffloadingConnector):
+    # Up to 0.28 an engine asks; pages of all layers in one tensor would be one more layout.
+    prefer_cross_layer_blocks = False
+
+    def __init__(self, vllm_config, role, kv_cache_config):
+        compat.check_version()
+        facts = {"vllm_config": vllm_config, "kv_cache_config": kv_cache_config} \
+            if role == KVConnectorRole.SCHEDULER else {}
+        super().__init__(completed_config(vllm_config, facts), role, kv_cache_config)
+        self._rows = None
+        self._tiers = []
+        self._adapters = keys.Adapters()
+        if role == KVConnectorRole.SCHEDULER:
+            self._tiers = [tier for tier in self.connector_scheduler.manager.secondary_tiers
+                           if isinstance(tier, KVTierSecondaryTier)]
+
+    # ---- worker ----------------------------------------------------------------------------
+
+    def register_kv_caches(self, kv_caches):
+        self._rows = describe(self._vllm_config, self._kv_cache_config, kv_caches)
+        super().register_kv_caches(kv_caches)
+
+    def get_handshake_metadata(self):
+        return self._rows
+
+    # ---- scheduler -------------------------------------------------------------------------
+
+    def set_xfer_handshake_metadata_pp_aware(self, metadata):
+        found = {rank: rows for rank, rows in metadata.items() if isinstance(rows, Rows)}
+        if len(found) < len(metadata):
+            compat.log.error("KVTier: another connector took the workers' handshake; put "
+                             "KVTierOffloadingConnector before it in MultiConnector, else nothing "
+                             "is stored or loaded")
+        for tier in self._tiers:
+            tier.describe(found)
+
+    def on_new_request(self, request):
+        domain = keys.domain_of(request, self._adapters)
+        for tier in self._tiers:
+            tier.announce(request.request_id, domain)
+        super().on_new_request(request)
+
+    def reset_cache(self):
+        done = super().reset_cache()
+        for tier in self._tiers:
+            tier.reset()
+        return done
+
+    @classmethod
+    def build_prom_metrics(cls, vllm_config, metric_types, labelnames, per_engine_labelvalues):
+        return super().build_prom_metrics(completed_config(vllm_config, {}), metric_types, labelnames,
+                                          per_engine_labelvalues)
