@@ -415,6 +415,23 @@ def part_sglang(report):
     python_tests(report, "sglang", "python/requirements-sglang.txt", "engine_sglang", "-v")
 
 
+def part_vllm(report):
+    """vLLM's scheduler and whole engines: the newest and the oldest release that is supported."""
+    build = gcc_build(report)
+    if not build.ok:
+        return
+    began = time.monotonic()
+    status, out = command([sys.executable, os.path.join(ROOT, "tests", "engines", "run.py"),
+                           os.path.join(build.dir, "src", "daemon", "kvtierd"),
+                           "--dir", os.path.join(args.build_dir, "engines")])
+    counts = re.search(r"^(\d+) passed, (\d+) failed, (\d+) skipped$", out, re.M)
+    passed, failed, skipped = map(int, counts.groups()) if counts else (0, 1, 0)
+    report.add(f"vllm ({time.monotonic() - began:.1f}s)", passed,
+               max(failed, int(status != 0)), skipped, out)
+    if status == 0 and passed:
+        report.log("\n".join(line for line in out.splitlines() if re.match(r"ok |    ", line)))
+
+
 def part_smoke(report):
     """The README's first command, cut short."""
     status, out = command([os.path.join(ROOT, "deploy", "quickstart"), "--max-requests", "300"],
@@ -436,6 +453,7 @@ PARTS = {
     "python": (part_python, "the Python package, installed as users do it, against the agent"),
     "control": (part_control, "the control API, by a standard gRPC client"),
     "sglang": (part_sglang, "SGLang's cache controller on the Python package"),
+    "vllm": (part_vllm, "vLLM's scheduler and engines on the Python package, two releases"),
     "smoke": (part_smoke, "the README's run command in a short form"),
 }
 

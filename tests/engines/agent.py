@@ -56,6 +56,10 @@ class Agent:
         """An orderly end: what is in the host tier may still reach the disk."""
         self._end(signal.SIGTERM)
 
+    @property
+    def pid(self):
+        return self._process.pid
+
     def pause(self):
         self._process.send_signal(signal.SIGSTOP)
 

@@ -4,7 +4,8 @@
 Usage: make_env.py [--dir FOLDER] [VERSION...]    (default: build-tests/engines, 0.32.0 0.28.0)
 
 A part that is there already and was made from the same inputs stays. About a minute and 2 GB.
-Exit status 77: the CPU build of torch is not to be had here; the message says what to set.
+torch must be its CPU build: where the index has none, PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL name a
+place that does.
 """
 
 import argparse
@@ -16,11 +17,12 @@ import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
+sys.path.insert(0, os.path.join(ROOT, "tests"))
+import venv  # noqa: E402 (tests/venv.py, not the standard one)
 FOLDER = os.path.join(ROOT, "build-tests", "engines")
 REQUIREMENTS = os.path.join(HERE, "requirements.txt")
-TORCH = "2.13.0+cpu"
 VERSIONS = ("0.32.0", "0.28.0")  # the newest and the oldest that the connector supports
-SKIPPED = 77
+MODELS = ("tiny", "small", "mla", "hybrid")
 
 
 def run(*args, env=None):
@@ -65,14 +67,8 @@ class Env:
     def model(self, name):
         return os.path.join(self.folder, "model-" + name)
 
-    def make_venv(self, folder):
-        run(sys.executable, "-m", "venv", folder)
-        pip = (self.python, "-m", "pip", "install", "-q", "--no-deps")
-        if subprocess.run([*pip, f"torch=={TORCH}"], check=False).returncode != 0:
-            print(f"torch {TORCH} was not found; name a folder or an index that has torch's CPU "
-                  "builds in PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL, and run this again")
-            sys.exit(SKIPPED)
-        run(*pip, "-r", REQUIREMENTS)
+    def lora(self, name):
+        return os.path.join(self.folder, "lora-" + name)
 
     def make_engine(self, folder):
         """Beside the virtual environment, so that all versions share torch."""
@@ -88,15 +84,21 @@ class Env:
     def make_model(self, folder):
         run(self.python, os.path.join(HERE, "make_model.py"), folder)
 
-    def make(self, versions):
+    def make(self, versions, models=MODELS):
+        """Raises subprocess.CalledProcessError."""
         os.makedirs(self.folder, exist_ok=True)
-        venv = fingerprint(sys.version, TORCH, read(REQUIREMENTS))
-        made_from(self.venv, venv, self.make_venv)
+        venv.make(self.venv, REQUIREMENTS)
+        made_with = fingerprint(sys.version, read(REQUIREMENTS))
         for version in versions:
-            made_from(self.engine(version), fingerprint(venv, version), self.make_engine)
-        recipe = fingerprint(venv, read(os.path.join(HERE, "make_model.py")))
-        for name in ("tiny", "small", "mla", "hybrid"):
-            made_from(self.model(name), recipe, self.make_model)
+            made_from(self.engine(version), fingerprint(made_with, version), self.make_engine)
+        recipe = fingerprint(made_with, read(os.path.join(HERE, "make_model.py")))
+        for folder in [*map(self.model, models), *map(self.lora, "ab")]:
+            made_from(folder, recipe, self.make_model)
+
+    def install(self):
+        """KVTier's package, as users install it."""
+        run(self.python, "-m", "pip", "install", "-q", "--force-reinstall", "--no-deps",
+            os.path.join(ROOT, "connector", "python"))
 
 
 def main():

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a model folder with seeded weights: make_model.py FOLDER/model-{tiny,small,mla,hybrid}.
+"""Writes folders with seeded weights: make_model.py FOLDER/model-{tiny,small,mla,hybrid} or
+FOLDER/lora-{a,b}, adapters for model-tiny.
 
 The scale of the weights matters. With an engine's own dummy weights the logits are flat, and
 outputs stay the same even when every block of KV is wrong; with these one wrong block changes
@@ -28,8 +29,8 @@ CONFIGS = {
             "num_attention_heads": 4, "num_key_value_heads": 4, "num_hidden_layers": 3,
             "intermediate_size": 512, "q_lora_rank": None, "kv_lora_rank": 512,
             "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
-            "n_routed_experts": None, "first_k_dense_replace": 3, "moe_layer_freq": 1,
-            "moe_intermediate_size": 256, "n_shared_experts": None, "tie_word_embeddings": False,
+            "n_routed_experts": 2, "first_k_dense_replace": 3, "moe_layer_freq": 1,
+            "moe_intermediate_size": 256, "n_shared_experts": 1, "tie_word_embeddings": False,
             "torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": 2},
     "hybrid": {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text",
                "vocab_size": 32000, "max_position_embeddings": 8192, "rms_norm_eps": 1e-6,
@@ -97,5 +98,24 @@ def write_model(folder):
     save_file(weights, os.path.join(folder, "model.safetensors"))
 
 
+def write_adapter(folder):
+    """Two adapters differ in their weights alone."""
+    config, rank = CONFIGS["tiny"], 8
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, "adapter_config.json"), "w", encoding="ascii") as file:
+        json.dump({"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "bias": "none",
+                   "target_modules": ["k_proj", "v_proj"]}, file)
+    source = torch.Generator().manual_seed(ord(folder[-1]))
+    h, out = config["hidden_size"], config["head_dim"] * config["num_key_value_heads"]
+    weights = {}
+    for i in range(config["num_hidden_layers"]):
+        for name in ("k_proj", "v_proj"):
+            layer = f"base_model.model.model.layers.{i}.self_attn.{name}."
+            weights[layer + "lora_A.weight"] = torch.randn((rank, h), generator=source) * h ** -0.5
+            weights[layer + "lora_B.weight"] = torch.randn((out, rank), generator=source) * 0.3
+    save_file(weights, os.path.join(folder, "adapter_model.safetensors"))
+
+
 if __name__ == "__main__":
-    write_model(os.path.abspath(sys.argv[1]))
+    target = os.path.abspath(sys.argv[1])
+    (write_adapter if os.path.basename(target).startswith("lora-") else write_model)(target)

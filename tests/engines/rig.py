@@ -23,7 +23,7 @@ from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core.kv_cache_utils import (get_kv_cache_configs, get_request_block_hasher,
                                          init_none_hash)
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
+from vllm.v1.kv_cache_interface import FullAttentionSpec, MLAAttentionSpec, SlidingWindowSpec
 from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
@@ -64,7 +64,7 @@ class Rig:
 
     def __init__(self, model, socket, layout=LAYOUTS[0], block=16, blocks=64, layers=4, budget=256,
                  seqs=8, max_len=1000, window=0, extra=None, hash_algo="sha256", policy="recompute",
-                 connector="KVTierConnector", module="kvtier.vllm", caching=True):
+                 connector="KVTierConnector", module="kvtier.vllm", caching=True, mla=False):
         self.layout, self.block = layout, block
         cache = CacheConfig(block_size=block, gpu_memory_utilization=0.3,
                             enable_prefix_caching=caching, num_gpu_blocks_override=blocks,
@@ -89,6 +89,8 @@ class Rig:
         shape = {"block_size": block, "num_kv_heads": HEADS, "head_size": HEAD_SIZE,
                  "dtype": torch.float32}
         full = FullAttentionSpec(**shape)
+        if mla:  # one head, K and V in one
+            full = MLAAttentionSpec(**{**shape, "num_kv_heads": 1, "head_size": 4 * HEAD_SIZE})
         self.window = window
         specs = {f"layers.{i}.attn": SlidingWindowSpec(**shape, sliding_window=window)
                  if window and i % 2 else full for i in range(layers)}
@@ -127,7 +129,6 @@ class Rig:
             if half is not None:
                 half.get_kv_connector_stats = self.counted(half.get_kv_connector_stats)
         self.tick = lambda rig: None
-        self.late = lambda out: out  # between the workers' report and the scheduler
 
     def counted(self, take):
         """Adds up what the halves hand to the engine."""
@@ -246,7 +247,7 @@ class Rig:
         out["invalid_block_ids"] = worker.get_block_ids_with_load_errors()
         out["kv_connector_stats"] = worker.get_kv_connector_stats()
         out["kv_connector_worker_meta"] = worker.build_connector_worker_meta()
-        return KVConnectorOutput(**self.late(out))
+        return KVConnectorOutput(**out)
 
     def busy(self):
         return self.scheduler.has_requests() or bool(self.scheduler.requests)

@@ -43,8 +43,8 @@ class _Lookup:
 
 class _Request:
     __slots__ = ("request", "domain", "keys", "lookup", "hit_tokens", "no_load", "asked_local",
-                 "blocks", "next_save", "no_save", "preemptions", "load_tokens", "load_start",
-                 "load_failed", "give_up_ns")
+                 "blocks", "next_save", "save_at", "no_save", "preemptions", "load_tokens",
+                 "load_start", "load_failed", "give_up_ns")
 
     def __init__(self, request, domain, n_groups):
         self.request = request
@@ -57,6 +57,7 @@ class _Request:
         self.asked_local = 0
         self.blocks = None        # block ids by group
         self.next_save = [0] * n_groups
+        self.save_at = 0          # so many tokens complete a chunk; 0: not known
         self.preemptions = compat.num_preemptions(request)
         self.load_failed = False
         self.load_tokens = 0      # of the load under way
@@ -225,7 +226,7 @@ class SchedulerHalf:
                 if held < asked:
                     break
             held_by_all[group] = min(held_by_all[group], n)
-        state.next_save = held_by_all
+        state.next_save, state.save_at = held_by_all, 0
         tokens = min(n * p.chunk_tokens for n, p in zip(held_by_all, self._plans))
         state.hit_tokens = tokens // self._align * self._align
 
@@ -243,7 +244,7 @@ class SchedulerHalf:
         preemptions = compat.num_preemptions(request)
         if preemptions != state.preemptions:  # asked again as new
             state.preemptions = preemptions
-            state.no_save = not self._may_save
+            state.no_save, state.save_at = not self._may_save, 0
             state.hit_tokens, state.give_up_ns = None, 0
             self._drop_lookup(state)
         if state.hit_tokens is not None and state.lookup is not None and (
@@ -330,19 +331,20 @@ class SchedulerHalf:
                 self._computed(state, data.num_computed_tokens, data.req_id, scheduler_output,
                                meta, ready)
         cached = scheduler_output.scheduled_cached_reqs
-        resumed = compat.resumed_ids(cached)
-        for i, req_id in enumerate(cached.req_ids):
-            state = self._requests.get(req_id)
+        resumed, scheduled = compat.resumed_ids(cached), scheduler_output.num_scheduled_tokens
+        requests, all_computed = self._requests, cached.num_computed_tokens
+        for i, (req_id, new) in enumerate(zip(cached.req_ids, cached.new_block_ids)):
+            state = requests.get(req_id)
             if state is None:
                 continue
-            new = cached.new_block_ids[i]
             if req_id in resumed:
                 state.blocks = [list(ids) for ids in new] if new else None
             elif new and state.blocks is not None:
                 for known, ids in zip(state.blocks, new):
                     known.extend(ids)
-            self._computed(state, cached.num_computed_tokens[i], req_id, scheduler_output, meta,
-                           ready)
+            computed = all_computed[i]
+            if computed + scheduled.get(req_id, 0) >= state.save_at:  # mostly not: a token a step
+                self._computed(state, computed, req_id, scheduler_output, meta, ready)
         return meta
 
     def _computed(self, state, computed, req_id, scheduler_output, meta, ready):
@@ -353,7 +355,7 @@ class SchedulerHalf:
         request, end = state.request, computed + n
         if not self._settings.save_decode:
             end = min(end, request.num_prompt_tokens)
-        transfers, pinned = [], []
+        transfers, pinned, save_at = [], [], 1 << 62
         room = self._n_pinned_max - self._n_pinned
         for plan, n_plans in zip(self._plans, range(len(self._plans), 0, -1)):
             group = plan.index
@@ -361,6 +363,7 @@ class SchedulerHalf:
             if plan.window is not None:  # blocks of earlier steps may be somebody else's by now
                 first = max(first, computed // plan.chunk_tokens)
             last = end // plan.chunk_tokens
+            save_at = min(save_at, (first + 1) * plan.chunk_tokens)
             if last <= first:
                 continue
             if last > len(state.keys[group]):
@@ -380,6 +383,7 @@ class SchedulerHalf:
             pinned.extend(ids)
             state.next_save[group] = last
         if not transfers:
+            state.save_at = save_at
             return
         self._pool.touch([self._pool.blocks[b] for b in pinned])
         self._n_pinned += len(pinned)
@@ -438,7 +442,7 @@ class SchedulerHalf:
             self.stats.add("failed_loads")
         self.stats.add("failed_load_tokens", state.load_tokens - good)
         state.load_failed, state.load_tokens = True, good
-        valid = state.load_start + good
+        valid, state.save_at = state.load_start + good, 0
         for plan in self._plans:  # what was not there is saved when it was computed
             state.next_save[plan.index] = min(state.next_save[plan.index],
                                               valid // plan.chunk_tokens)

@@ -182,6 +182,7 @@ class WorkerHalf:
             self.stats.add("agent_lost")
         if isinstance(owner, _Save):
             owner.whole &= done.status == 0 and done.n_ok == n
+            self._count_late(done, "save_timeouts")
             self.stats.add("stored_chunks", done.n_ok)
             self.stats.add("stored_bytes", done.n_ok * chunk_bytes)
             if done.n_ok < n:
@@ -194,13 +195,17 @@ class WorkerHalf:
         part[3] = done.n_prefix
         self.stats.add("loaded_bytes", done.n_prefix * chunk_bytes)
         owner.open.discard(done)
-        if done.n_prefix < n and done.status in (Status.TIMEOUT, Status.CANCELED):
-            self.stats.add("load_timeouts")
+        self._count_late(done, "load_timeouts")
         if not owner.open:
             for req_id, load in self._loads.items():
                 if load is owner:
                     self._load_over(req_id, load)
                     break
+
+    def _count_late(self, done, name):
+        """An op runs its course also when its deadline ends it: its items tell."""
+        if done.status == 0 and done.n_ok < done.n_items:
+            self.stats.add(name, int((done.statuses == Status.TIMEOUT).any()))
 
     def _late(self):
         """Ends what did not end by itself. After the cancel nothing touches the blocks any more.
