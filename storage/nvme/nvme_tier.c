@@ -9,6 +9,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "kvt/log.h"
 #include "nvme_internal.h"
 
 static struct nvme_tier *nvme_of(struct kvt_tier *tier)
@@ -79,6 +80,22 @@ static unsigned nvme_submit(struct kvt_tier *base, struct kvt_io *const ios[], u
     return n;
 }
 
+/* offset: of the slot, whose first page is its header. */
+static void fault_log(const struct nvme_xfer *xfer)
+{
+    if (xfer->status == KVT_ERR_CORRUPT)
+        kvt_log(KVT_LOG_WARN,
+                "chunk on NVMe failed its checksum and is dropped; 'kvctl verify' looks for more "
+                "disk=nvme.disks.%u offset=%" PRIu64 " bytes=%" PRIu64,
+                xfer->disk, xfer->file_offset, xfer->io->chunk_bytes);
+    else
+        kvt_log(KVT_LOG_WARN,
+                "%s NVMe failed; the kernel's log has the disk's error disk=nvme.disks.%u "
+                "offset=%" PRIu64 " bytes=%" PRIu64 " cause=\"%s\"",
+                xfer->io->type == KVT_IO_READ ? "read from" : "write to", xfer->disk,
+                xfer->file_offset, xfer->io->chunk_bytes, kvt_status_str(xfer->status));
+}
+
 static unsigned nvme_poll(struct kvt_tier *base, struct kvt_io **ios, unsigned n_max)
 {
     struct nvme_tier *tier = nvme_of(base);
@@ -93,6 +110,8 @@ static unsigned nvme_poll(struct kvt_tier *base, struct kvt_io **ios, unsigned n
         nvme_list_push(&tier->done, xfer);
     while (n < n_max && (xfer = nvme_list_pop(&tier->done)) != NULL) {
         xfer->io->status = xfer->status;
+        if (xfer->status != KVT_OK)
+            fault_log(xfer);
         ios[n++] = xfer->io;
         xfer->io = NULL;
         xfer->next = tier->free;
