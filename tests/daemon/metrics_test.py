@@ -61,6 +61,35 @@ class TestCase(agent_test.TestCase):
         return lambda name, **labels: samples[name, tuple(sorted(labels.items()))]
 
 
+    def replay(self, agent, *args):
+        """What kvbench counted."""
+        done = subprocess.run([KVBENCH, "replay", TRACE, "--socket", agent.path, "--json", *args],
+                              capture_output=True, text=True, timeout=240, check=False)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        return json.loads(done.stdout)
+
+    @staticmethod
+    def truth(r):
+        """[(metric, labels, value)] of an agent that saw nothing but this replay."""
+        chunk = r["chunk_bytes"]
+        return [
+            ("kvtier_lookup_keys_total", {}, r["blocks"]),
+            ("kvtier_lookup_hit_chunks_total", {"tier": "host"}, r["hits_host"]),
+            ("kvtier_lookup_hit_chunks_total", {"tier": "nvme"}, r["hits_nvme"]),
+            ("kvtier_lookup_hit_bytes_total", {"tier": "host"}, r["hits_host"] * chunk),
+            ("kvtier_lookup_hit_bytes_total", {"tier": "nvme"}, r["hits_nvme"] * chunk),
+            ("kvtier_load_bytes_total", {}, r["bytes_loaded"]),
+            ("kvtier_stored_chunks_total", {}, r["stored_chunks"]),
+            ("kvtier_stored_bytes_total", {}, r["stored_chunks"] * chunk),
+            ("kvtier_store_skipped_chunks_total", {"reason": "exists"}, r["existing_chunks"]),
+            ("kvtier_evicted_chunks_total", {"tier": "host"}, r["agent"]["evict_host_chunks"]),
+            ("kvtier_evicted_bytes_total", {"tier": "host"},
+             r["agent"]["evict_host_chunks"] * chunk),
+            ("kvtier_evicted_chunks_total", {"tier": "nvme"}, r["agent"]["evict_nvme_chunks"]),
+            ("kvtier_evicted_bytes_total", {"tier": "nvme"},
+             r["agent"]["evict_nvme_chunks"] * chunk)]
+
+
 class Probes(TestCase):
     def test_paths_and_methods(self):
         agent = self.agent()
@@ -277,28 +306,10 @@ class Numbers(TestCase):
             for name in set(re.findall(r"\bkvtier_[a-z_]+", file.read())):
                 self.assertIn("\n" + name, text)
 
-    def replay(self, agent, *args):
-        done = subprocess.run([KVBENCH, "replay", TRACE, "--socket", agent.path, "--json", *args],
-                              capture_output=True, text=True, timeout=240, check=False)
-        self.assertEqual(done.returncode, 0, done.stderr)
-        return json.loads(done.stdout)
-
     def compare(self, agent, r):
         """The metrics of an agent that saw nothing but this replay."""
         m = self.metrics(agent)
-        chunk = r["chunk_bytes"]
-        for name, labels, value in (
-                ("kvtier_lookup_keys_total", {}, r["blocks"]),
-                ("kvtier_lookup_hit_chunks_total", {"tier": "host"}, r["hits_host"]),
-                ("kvtier_lookup_hit_chunks_total", {"tier": "nvme"}, r["hits_nvme"]),
-                ("kvtier_lookup_hit_bytes_total", {"tier": "host"}, r["hits_host"] * chunk),
-                ("kvtier_lookup_hit_bytes_total", {"tier": "nvme"}, r["hits_nvme"] * chunk),
-                ("kvtier_load_bytes_total", {}, r["bytes_loaded"]),
-                ("kvtier_stored_chunks_total", {}, r["stored_chunks"]),
-                ("kvtier_stored_bytes_total", {}, r["stored_chunks"] * chunk),
-                ("kvtier_store_skipped_chunks_total", {"reason": "exists"}, r["existing_chunks"]),
-                ("kvtier_evicted_chunks_total", {"tier": "host"}, r["agent"]["evict_host_chunks"]),
-                ("kvtier_evicted_chunks_total", {"tier": "nvme"}, r["agent"]["evict_nvme_chunks"])):
+        for name, labels, value in self.truth(r):
             self.assertEqual(m(name, **labels), value, (name, labels))
         self.assertAlmostEqual(m("kvtier_lookup_hit_ratio"), r["hit_ratio"], places=5)
         self.assertAlmostEqual(m("kvtier_lookup_ideal_hit_ratio"), r["ideal_hit_ratio"], delta=0.01)
@@ -394,6 +405,23 @@ class Prometheus(TestCase):
         self.wait_for(port, 'count(ALERTS{alertname=~"KVTier.*"}) or vector(0)', 0)
         self.assertEqual(agent.stop(), 0)
         self.wait_for(port, 'up{job="kvtier"}', 0)
+
+
+    def test_a_replay(self):
+        """What the server has scraped after a replay is what kvbench counted."""
+        agent = self.agent(nvme_bytes=24 * MIB)
+        port = self.start(agent)
+        self.wait_for(port, "kvtier_ready", 1)
+        r = self.replay(agent, "--max-requests", "1500", "--chunk-bytes", "4KiB")
+        self.assertTrue(r["hits_host"] and r["hits_nvme"], r)
+        self.assertTrue(r["agent"]["evict_host_chunks"] and r["agent"]["evict_nvme_chunks"], r)
+        for name, labels, value in self.truth(r):
+            pairs = ",".join(f'{k}="{v}"' for k, v in labels.items())
+            self.wait_for(port, f"{name}{{{pairs}}}", value)
+        hits = r["hits_host"] + r["hits_nvme"]
+        self.wait_for(port, 'sum(kvtier_lookup_hit_chunks_total)', hits)
+        self.wait_for(port, 'sum(kvtier_lookup_hit_chunks_total) / sum(kvtier_lookup_keys_total)',
+                      hits / r["blocks"])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 
 #include <check.h>
 #include <jansson.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -99,6 +100,26 @@ START_TEST(a_site_that_floods_is_limited)
 }
 END_TEST
 
+START_TEST(what_was_suppressed_is_counted)
+{
+    static struct kvt_log_site site;
+    unsigned n_lines = 0, n_suppressed = 0;
+    kvt_log_setup(KVT_LOG_INFO, KVT_LOG_TEXT);
+    for (int i = 0; i < 1000; i++)
+        kvt_log_write(&site, KVT_LOG_INFO, "flood i=%d", i);
+    atomic_store(&site.window_ns, 0); /* a second later */
+    kvt_log_write(&site, KVT_LOG_INFO, "after the flood");
+    rewind(captured);
+    for (char *line = line_read(); line != NULL; line = line_read(), n_lines++) {
+        const char *count = strstr(line, "suppressed=");
+        if (count != NULL)
+            n_suppressed += (unsigned)strtoul(count + strlen("suppressed="), NULL, 10);
+    }
+    ck_assert_uint_gt(n_suppressed, 0);
+    ck_assert_uint_eq(n_lines + n_suppressed, 1001);
+}
+END_TEST
+
 START_TEST(names_are_parsed)
 {
     enum kvt_log_level level = KVT_LOG_INFO;
@@ -122,6 +143,7 @@ int main(void)
     tcase_add_test(tcase, json_is_an_object_with_the_pairs);
     tcase_add_test(tcase, long_text_is_cut);
     tcase_add_test(tcase, a_site_that_floods_is_limited);
+    tcase_add_test(tcase, what_was_suppressed_is_counted);
     tcase_add_test(tcase, names_are_parsed);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
