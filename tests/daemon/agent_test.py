@@ -7,6 +7,7 @@ Usage: agent_test.py PATH_OF_KVTIERD [TEST...]
 import array
 import os
 import random
+import re
 import select
 import shutil
 import signal
@@ -236,10 +237,11 @@ class CommandLine(TestCase):
         done = self.run_once("--check-config", "--config", sample)
         self.assertEqual(done.returncode, 0, done.stderr)
         with open(sample, encoding="utf-8") as file:
-            text = file.read()
+            sections = dict(re.findall(r"(?m)^([a-z]+):\n((?:[ #].*\n|\n)*)", file.read()))
         for line in self.run_once("--keys").stdout.splitlines():
             if not line.startswith(" "):
-                self.assertIn(line.split(".")[-1] + ":", text, line)
+                section, *_, name = line.split(".")
+                self.assertRegex(sections[section], rf"(?m)^[ #-]*{name}:", line)
 
 
 class StartAndStop(TestCase):
