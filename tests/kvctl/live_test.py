@@ -19,6 +19,7 @@ import unittest
 import live_fixture  # finds the next one
 import agent_test
 import program_test
+import prompt_engine
 from live_fixture import CHAIN, KIB, MIB, TestCase
 from program_test import BAD, FAILED, KEY, LATE, NOT_FOUND, UNREACHABLE, USAGE
 
@@ -544,7 +545,8 @@ class Steer(TestCase):
                 if at >= 0:
                     break
             self.assertTrue(block)
-            store.seek(store.tell() - len(block) + at)
+            place = store.tell() - len(block) + at
+            store.seek(place)
             store.write(b"THE")
             store.flush()
             os.fsync(store.fileno())
@@ -552,6 +554,8 @@ class Steer(TestCase):
         job = json.loads(out)
         self.assertEqual((job["n_matched"], job["n_changed"], job["n_bad"]), (2, 2, 1))
         self.assertIn("2 of 2 chunks verified, 1 bad", errors)
+        self.assertIn("chunk on NVMe failed its checksum and is dropped; 'kvctl verify' looks for more "
+                      f"disk=nvme.disks.0 offset={place - 4096} bytes=4096\n", self.agent.log())
         self.assertEqual(self.json("describe", "chunk", other)["nvme"], "valid")
         self.assertEqual(self.kvctl("get-chunk", other, "-")[0], "other bytes")
 
@@ -586,21 +590,11 @@ class Prompts(TestCase):
 
     def test_tokens(self):
         tokens = list(range(1000, 1000 + 10 * 16 + 7))
-        chain, parent = [], bytes(32)
-        for i in range(10):
-            text = b"".join(struct.pack("<I", t) for t in tokens[16 * i:16 * i + 16])
-            parent = hashlib.sha256(parent + text).digest()
-            chain.append(parent)
+        chain = prompt_engine.chain(tokens)
         client = agent_test.Client(self.socket)
         self.addCleanup(client.close)
         client.greet()
-        desc = (struct.pack("<128s64s64s64s32s16s", b"prompts", b"", b"", b"", b"kvtier_sha256", b"") +
-                struct.pack("<10IQ", 1, 1, 1, 16, 0, 1, 0, 1, 0, 1, 4096) + bytes(96))
-        _, ns, _ = struct.unpack_from("<iIQ", client.call(agent_test.NS_OPEN, desc)[2])
-        body = struct.pack("<IIIIQ", ns, 8, 0, 0, 0) + b"".join(chain[:8])
-        self.assertEqual(client.call(agent_test.RESERVE, body)[0], agent_test.RESERVE_R)
-        client.call(agent_test.COMMIT, struct.pack("<II8I", 8, 0, *range(8)) +
-                    struct.pack("<Q", agent_test.CHUNK_SUM) * 8)
+        prompt_engine.store(client, "prompts", chain[:8])
         path = self.path("tokens")
         with open(path, "w", encoding="ascii") as file:
             file.write(json.dumps(tokens))
@@ -617,6 +611,39 @@ class Prompts(TestCase):
         self.assertEqual(self.json("unpin", "--tokens", path), {"n_unpinned": 1})
         self.assertEqual(self.json("clear", "--tokens", path)["n_changed"], 8)
         self.kvctl("lookup", "--tokens", path, code=NOT_FOUND)
+
+
+class Replay(TestCase):
+    """After a recorded hour: what the agent lists, what its metrics say and what kvbench counted."""
+
+    SETS = ("host.bytes=32MiB", "host.slab_bytes=8MiB", "metrics.listen=127.0.0.1:0",
+            "nvme.bytes=64MiB", "nvme.scrub_bytes_per_s=0")
+    LOADED = False
+
+    def test_evictions_are_what_is_missing(self):
+        trace = os.path.join(live_fixture.HERE, "..", "data", "conversation_trace.jsonl")
+        done = subprocess.run(
+            [live_fixture.KVBENCH, "replay", trace, "--socket", self.socket, "--json",
+             "--max-requests", "2000", "--chunk-bytes", "4KiB"],
+            stdout=subprocess.PIPE, check=True, timeout=10 * program_test.WAIT_S)
+        counted, metrics = json.loads(done.stdout), self.metrics()
+        chunks = self.get("chunks")
+        host, nvme = (sum(c[tier] == "valid" for c in chunks) for tier in ("host", "nvme"))
+        read = metrics["kvtier_load_chunks_total", (("tier", "nvme"),)]
+        self.assertEqual(read, counted["hits_nvme"])  # each is brought to host memory
+        written = metrics["kvtier_tier_written_bytes_total", (("tier", "nvme"),)] / (2 * 4096)
+        evicted = {tier: metrics["kvtier_evicted_chunks_total", (("tier", tier),)]
+                   for tier in ("host", "nvme")}
+        self.assertEqual(evicted, {"host": counted["stored_chunks"] + read - host,
+                                   "nvme": written - nvme})
+        self.assertTrue(all(evicted.values()), evicted)
+        self.assertEqual(metrics["kvtier_chunks", ()], len(chunks))
+        stats = {s["name"]: s["value"] for s in self.json("stat")["stats"]}
+        for name, value in (("lookup_keys", counted["blocks"]),
+                            ("lookup_hits", counted["hits_host"] + counted["hits_nvme"]),
+                            ("stored_chunks", counted["stored_chunks"]),
+                            ("stored_bytes", counted["stored_chunks"] * 4096)):
+            self.assertEqual(stats[name], value, name)
 
 
 class Gone(TestCase):

@@ -8,7 +8,7 @@ A story is a section `## ...`. Its blocks ```console have commands behind "$ " a
 Each story has a machine of its own: a folder that stands for /etc/kvtier, /run/kvtier and
 /var/lib/kvtier, a config in it (a block ```yaml replaces that), and `systemctl` and `journalctl`
 for the agent in it. Comments `<!-- test: COMMAND -->` are run too: what happened before the
-operator came.
+operator came; `engine MODEL TOKENS_FILE` is an engine that stores the chunks of a prompt.
 
 Numbers in the document are examples: 0 stands for 0, another number for any but 0, twelve or more
 hexadecimal digits for as many. "..." stands for anything in a line, a line of it for any lines.
@@ -23,6 +23,7 @@ import sys
 import tempfile
 import unittest
 
+ENGINE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "prompt_engine.py")
 WAIT_S = 120
 MARK = "==operations=="
 PORT = "9455"  # of metrics, which another agent may have
@@ -68,6 +69,9 @@ systemctl() {
 }
 journalctl() { # -u kvtierd -n N
     tail -n "$4" "$log"
+}
+engine() {
+    python3 "$ENGINE" "$KVTIER_SOCKET" "$@"
 }
 trap agent_stop EXIT
 cd "$ROOT/work"
@@ -140,7 +144,7 @@ class Machine:
         env = {n: v for n, v in os.environ.items() if not n.startswith("KVTIER")}
         self.shell = subprocess.Popen(["bash", "--norc"], stdin=subprocess.PIPE,
                                       stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                                      env={**env, "ROOT": root})
+                                      env={**env, "ROOT": root, "ENGINE": ENGINE})
         self.send(SHELL)
 
     def config(self, text):
