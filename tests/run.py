@@ -408,7 +408,7 @@ def part_python(report):
 
 def part_control(report):
     python_tests(report, "control", "control/requirements.txt", "unittest", "-v", "test_see",
-                 "test_steer", "test_services")
+                 "test_steer", "test_services", "test_hostile")
 
 
 def part_sglang(report):
@@ -451,7 +451,7 @@ PARTS = {
     "tidy": (part_tidy, "clang-tidy over every compiled file"),
     "fuzz": (part_fuzz, "each fuzz target for a few seconds"),
     "python": (part_python, "the Python package, installed as users do it, against the agent"),
-    "control": (part_control, "the control API, by a standard gRPC client"),
+    "control": (part_control, "the control API, by a standard gRPC client, and its abuse under load"),
     "sglang": (part_sglang, "SGLang's cache controller on the Python package"),
     "vllm": (part_vllm, "vLLM's scheduler and engines on the Python package, two releases"),
     "smoke": (part_smoke, "the README's run command in a short form"),

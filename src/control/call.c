@@ -16,7 +16,7 @@
 #define ARMED_MAX        8   /* calls that wait for a client */
 #define OPEN_MAX         320 /* others wait in gRPC until one of these ends */
 #define STREAMS_MAX      256 /* of them; so that they leave room for others */
-#define UNSENT_BYTES_MAX (64 * KVT_MIB)
+#define UNSENT_BYTES_MAX (32 * KVT_MIB)
 #define CALL_TIME_NS     (10 * KVT_NS_PER_S) /* the longest that a call may take */
 #define STALL_NS         (10 * KVT_NS_PER_S) /* a client that sends or reads nothing for so long */
 

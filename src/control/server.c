@@ -1,18 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The server's threads. One accepts connections, so that their number is bounded, and tends to
- * calls that wait; a few handle what gRPC has done. All run at low priority, and gRPC's own threads
- * with them, because they are made by these.
+ * The server's threads. One tends to calls that wait; a few handle what gRPC has done. All run at
+ * low priority, and the gate's and gRPC's own threads with them, because they are made by these.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <grpc/grpc.h>
 #include <grpc/grpc_posix.h>
 #include <grpc/grpc_security.h>
 #include <grpc/support/log.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -22,23 +20,20 @@
 #include "agent.h"
 #include "call.h"
 #include "control.h"
+#include "gate.h"
 #include "kvt/log.h"
 #include "kvt/units.h"
 #include "kvt/util.h"
 
 #define WORKERS           3
 #define NICE              10
-#define CONNECTIONS_MAX   32
-#define STREAMS_MAX       100 /* of one connection at once; more wait at the client */
-#define IDLE_MS           60000
-#define KEEPALIVE_MS      60000 /* a client that vanished without a word */
+#define STREAMS_MAX       100   /* of one connection at once; more wait at the client */
+#define IDLE_MS           10000 /* a connection without calls; clients make another unasked */
+#define KEEPALIVE_MS      10000 /* one with calls must answer a ping in that time, so often */
 #define MESSAGE_BYTES_MAX (4 * (int)KVT_MIB)
 #define METADATA_MAX      8192
 #define LOOKAHEAD_BYTES   65536 /* of a stream that nobody reads yet */
 #define QUOTA_BYTES       (96 * KVT_MIB)
-#define ACCEPT_RETRY_NS   (100 * KVT_NS_PER_MS)
-
-enum { WATCH_LISTENER = CONNECTIONS_MAX, WATCH_WAKE, WATCH_NEWS };
 
 struct control {
     struct agent *agent;
@@ -47,69 +42,8 @@ struct control {
     struct call_table calls;
     pthread_t thread, workers[WORKERS];
     unsigned n_workers;
-    int epoll_fd;
-    int connections[CONNECTIONS_MAX]; /* duplicates, to see their end; -1: free */
-    unsigned n_connections;
-    uint64_t accept_ns; /* not before */
     _Atomic bool stopping;
 };
-
-/* --- connections ------------------------------------------------------------------------------ */
-
-static bool watch(const struct control *control, int fd, uint32_t events, uint64_t kind)
-{
-    struct epoll_event event = {.events = events, .data.u64 = kind};
-    return epoll_ctl(control->epoll_fd, EPOLL_CTL_ADD, fd, &event) == 0;
-}
-
-static void connection_end(struct control *control, unsigned i)
-{
-    close(control->connections[i]); /* epoll forgets it: the socket has no other descriptor */
-    control->connections[i] = -1;
-    control->n_connections--;
-}
-
-/* Give it to gRPC, and keep an eye on it. */
-static void connection_begin(struct control *control, int fd)
-{
-    unsigned i = 0;
-    while (i < CONNECTIONS_MAX && control->connections[i] >= 0)
-        i++;
-    int copy = i < CONNECTIONS_MAX ? fcntl(fd, F_DUPFD_CLOEXEC, 0) : -1;
-    if (copy < 0 || !watch(control, copy, 0, i)) { /* a hang-up is always told */
-        kvt_log(KVT_LOG_WARN,
-                "control: connection refused, as there are %u; close some, or check ulimit -n",
-                control->n_connections);
-        if (copy >= 0)
-            close(copy);
-        close(fd);
-        return;
-    }
-    control->connections[i] = copy;
-    control->n_connections++;
-    grpc_server_credentials *credentials = grpc_insecure_server_credentials_create();
-    grpc_server_add_channel_from_fd(control->calls.server, fd, credentials);
-    grpc_server_credentials_release(credentials);
-}
-
-static void connections_accept(struct control *control)
-{
-    int fd = accept4(control->listener.fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-    if (fd >= 0) {
-        connection_begin(control, fd);
-    } else if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) {
-        kvt_log(KVT_LOG_WARN, "control: cannot accept a connection: %s; check ulimit -n",
-                strerror(errno));
-        control->accept_ns = kvt_now_ns() + ACCEPT_RETRY_NS;
-    }
-}
-
-/* The listener stays readable while nobody can be accepted: look away for a while. */
-static void listener_pause(struct control *control, bool pause)
-{
-    struct epoll_event event = {.events = pause ? 0 : EPOLLIN, .data.u64 = WATCH_LISTENER};
-    (void)epoll_ctl(control->epoll_fd, EPOLL_CTL_MOD, control->listener.fd, &event);
-}
 
 /* --- gRPC ------------------------------------------------------------------------------------- */
 
@@ -131,6 +65,7 @@ static grpc_server *server_create(grpc_completion_queue *queue)
         INTEGER(GRPC_ARG_MAX_METADATA_SIZE, METADATA_MAX),
         INTEGER(GRPC_ARG_MAX_CONNECTION_IDLE_MS, IDLE_MS),
         INTEGER(GRPC_ARG_KEEPALIVE_TIME_MS, KEEPALIVE_MS),
+        INTEGER(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, KEEPALIVE_MS),
         INTEGER(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, LOOKAHEAD_BYTES),
         INTEGER(GRPC_ARG_HTTP2_BDP_PROBE, 0),
         INTEGER(GRPC_ARG_ENABLE_PER_MESSAGE_COMPRESSION, 0),
@@ -146,6 +81,15 @@ static grpc_server *server_create(grpc_completion_queue *queue)
     grpc_server_register_completion_queue(server, queue, NULL);
     grpc_server_start(server);
     return server;
+}
+
+/* Take over a connection from the gate. */
+static void connection_add(void *arg, int fd)
+{
+    struct control *control = arg;
+    grpc_server_credentials *credentials = grpc_insecure_server_credentials_create();
+    grpc_server_add_channel_from_fd(control->calls.server, fd, credentials);
+    grpc_server_credentials_release(credentials);
 }
 
 static void *worker_main(void *arg)
@@ -171,34 +115,20 @@ static void workers_start(struct control *control)
 /* Wait for events, at most until due_ns. *news_p: some concern watches. */
 static void events_wait(struct control *control, uint64_t due_ns, bool *news_p)
 {
-    struct epoll_event events[16];
+    struct pollfd fds[] = {{.fd = control->calls.wake_fd, .events = POLLIN},
+                           {.fd = control->agent->calls.news_fd, .events = POLLIN}};
     eventfd_t ignored;
     int timeout_ms = -1;
     uint64_t now = kvt_now_ns();
-    *news_p = false;
-    if (control->accept_ns != 0)
-        due_ns = KVT_MIN(due_ns, control->accept_ns);
     if (due_ns != UINT64_MAX)
         timeout_ms =
             due_ns <= now ? 0 : (int)KVT_MIN((due_ns - now) / KVT_NS_PER_MS + 1, INT32_MAX);
-    int n = epoll_wait(control->epoll_fd, events, KVT_ARRAY_LEN(events), timeout_ms);
-    for (int i = 0; i < n; i++) {
-        switch (events[i].data.u64) {
-        case WATCH_LISTENER:
-            connections_accept(control);
-            break;
-        case WATCH_WAKE:
-            (void)eventfd_read(control->calls.wake_fd, &ignored);
-            break;
-        case WATCH_NEWS:
-            (void)eventfd_read(control->agent->calls.news_fd, &ignored);
-            *news_p = true;
-            break;
-        default:
-            connection_end(control, (unsigned)events[i].data.u64);
-            break;
-        }
-    }
+    *news_p = false;
+    if (poll(fds, KVT_ARRAY_LEN(fds), timeout_ms) <= 0)
+        return;
+    if (fds[0].revents != 0)
+        (void)eventfd_read(control->calls.wake_fd, &ignored);
+    *news_p = fds[1].revents != 0 && eventfd_read(control->agent->calls.news_fd, &ignored) == 0;
 }
 
 static void serve(struct control *control)
@@ -206,14 +136,7 @@ static void serve(struct control *control)
     uint64_t due = UINT64_MAX;
     bool news;
     while (!atomic_load(&control->stopping)) {
-        bool paused = control->accept_ns != 0;
         events_wait(control, due, &news);
-        if (!paused && control->accept_ns != 0)
-            listener_pause(control, true);
-        if (paused && control->accept_ns <= kvt_now_ns()) {
-            control->accept_ns = 0;
-            listener_pause(control, false);
-        }
         due = calls_tend(&control->calls, news);
     }
 }
@@ -222,7 +145,6 @@ static void serve(struct control *control)
 static void drain(struct control *control)
 {
     bool news;
-    listener_pause(control, true);
     grpc_server_shutdown_and_notify(control->calls.server, control->calls.queue, NULL);
     calls_close(&control->calls);
     uint64_t due = calls_tend(&control->calls, true);
@@ -235,6 +157,8 @@ static void drain(struct control *control)
 static void *control_main(void *arg)
 {
     struct control *control = arg;
+    struct gate *gate = NULL;
+    struct kvt_error err = {.msg = ""};
     /* Of this thread and those made from here on; raising the number needs no permission. */
     (void)setpriority(PRIO_PROCESS, 0, NICE);
     gpr_set_log_function(grpc_log);
@@ -244,8 +168,13 @@ static void *control_main(void *arg)
     workers_start(control);
     if (control->n_workers > 0) {
         calls_open(&control->calls);
-        kvt_log(KVT_LOG_INFO, "control API served socket=%s", control->env.control_path);
+        if (gate_open(control->listener.fd, connection_add, control, &gate, &err) != KVT_OK)
+            kvt_log(KVT_LOG_ERROR, "%s", err.msg);
+        else
+            kvt_log(KVT_LOG_INFO, "control API served socket=%s", control->env.control_path);
         serve(control);
+        if (gate != NULL)
+            gate_shut(gate);
         drain(control);
     }
     grpc_completion_queue_shutdown(control->calls.queue);
@@ -254,6 +183,7 @@ static void *control_main(void *arg)
     grpc_server_destroy(control->calls.server);
     grpc_completion_queue_destroy(control->calls.queue);
     grpc_shutdown_blocking();
+    gate_close(gate);
     return NULL;
 }
 
@@ -262,12 +192,6 @@ static void *control_main(void *arg)
 static void control_destroy(struct control *control)
 {
     listener_close(&control->listener);
-    for (unsigned i = 0; i < CONNECTIONS_MAX; i++) {
-        if (control->connections[i] >= 0)
-            close(control->connections[i]);
-    }
-    if (control->epoll_fd >= 0)
-        close(control->epoll_fd);
     if (control->calls.wake_fd >= 0)
         close(control->calls.wake_fd);
     pthread_mutex_destroy(&control->calls.lock);
@@ -303,22 +227,15 @@ enum kvt_status control_start(struct agent *agent, struct control **control_p,
     if (control == NULL)
         return kvt_error_set(err, KVT_ERR_NOMEM, "control: out of memory at start");
     control->agent = agent;
-    for (unsigned i = 0; i < CONNECTIONS_MAX; i++)
-        control->connections[i] = -1;
     pthread_mutex_init(&control->calls.lock, NULL);
     control->calls.env = &control->env;
     control->calls.tend_ns = UINT64_MAX;
-    control->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     control->calls.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     enum kvt_status status = listener_open(&control->listener, &config, err);
-    if (status == KVT_OK && (control->epoll_fd < 0 || control->calls.wake_fd < 0 ||
-                             !watch(control, control->listener.fd, EPOLLIN, WATCH_LISTENER) ||
-                             !watch(control, control->calls.wake_fd, EPOLLIN, WATCH_WAKE) ||
-                             !watch(control, agent->calls.news_fd, EPOLLIN, WATCH_NEWS)))
-        status = kvt_error_set(err, KVT_ERR_NOMEM,
-                               "control: cannot make an event loop: %s; check "
-                               "ulimit -n",
-                               strerror(errno));
+    if (status == KVT_OK && control->calls.wake_fd < 0)
+        status =
+            kvt_error_set(err, KVT_ERR_NOMEM,
+                          "control: cannot make an eventfd: %s; check ulimit -n", strerror(errno));
     env_fill(control);
     if (status == KVT_OK && pthread_create(&control->thread, NULL, control_main, control) != 0)
         status = kvt_error_set(err, KVT_ERR_NOMEM,

@@ -3,6 +3,7 @@
 it on. Chunks come from tests/python/fixture.py and are stored through libkvtier, so what the API
 says can be compared with what is true."""
 
+import hashlib
 import os
 import re
 import tempfile
@@ -12,6 +13,7 @@ from importlib import resources
 import grpc
 import grpc_tools.protoc
 import kvtier
+import numpy as np
 
 import fixture
 from fixture import CHUNK, WAIT_S, keys
@@ -43,6 +45,16 @@ ENDED = (pb.Job.STATE_DONE, pb.Job.STATE_CANCELED, pb.Job.STATE_FAILED)
 
 def key(number):
     return keys([number])
+
+
+def plain_chain(tokens, size, parent=bytes(32)):
+    """Keys of tokens as "kvtier_sha256" has them."""
+    made = []
+    for i in range(len(tokens) // size):
+        part = np.array(tokens[size * i:size * (i + 1)], "<u4").tobytes()
+        parent = hashlib.sha256(parent + part).digest()
+        made.append(parent)
+    return made
 
 
 def until(condition, what, within_s=WAIT_S):
@@ -77,6 +89,12 @@ class TestCase(fixture.TestCase):
         channel = grpc.insecure_channel("unix:" + self.path, **options)
         self.addCleanup(channel.close)
         return channel
+
+    def once(self, method, **fields):
+        """A call on a connection that it has to make, and that ends with it."""
+        with grpc.insecure_channel("unix:" + self.path,
+                                   [("grpc.use_local_subchannel_pool", 1)]) as channel:
+            return self.call(method, stub=control_pb2_grpc.ControlStub(channel), **fields)
 
     def stub(self, **options):
         return control_pb2_grpc.ControlStub(self.channel(**options))
@@ -170,4 +188,5 @@ class TestCase(fixture.TestCase):
         return len(os.listdir(f"/proc/{self.agent.process.pid}/fd"))
 
 
-__all__ = ["CHUNK", "WAIT_S", "ENDED", "TestCase", "key", "keys", "pb", "until"]
+__all__ = ["CHUNK", "WAIT_S", "ENDED", "TestCase", "control_pb2_grpc", "key", "keys", "pb",
+           "plain_chain", "until"]

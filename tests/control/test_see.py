@@ -10,10 +10,9 @@ import time
 
 import cbor2
 import kvtier
-import numpy as np
 
 import fixture
-from rig import CHUNK, WAIT_S, TestCase, key, keys, pb, until
+from rig import CHUNK, WAIT_S, TestCase, key, keys, pb, plain_chain, until
 
 
 class Node(TestCase):
@@ -275,15 +274,6 @@ class Lists(TestCase):
         self.agent.start()
         self.refused("ABORTED", "page_token: is from before the agent's restart", "ListChunks",
                      page_token=token, stub=self.stub())
-
-
-def plain_chain(tokens, size, parent=bytes(32)):
-    made = []
-    for i in range(len(tokens) // size):
-        part = np.array(tokens[size * i:size * (i + 1)], "<u4").tobytes()
-        parent = hashlib.sha256(parent + part).digest()
-        made.append(parent)
-    return made
 
 
 def cbor_chain(tokens, size, parent=hashlib.sha256(cbor2.dumps("vllm-none-hash")).digest()):

@@ -226,7 +226,7 @@ class Statuses(TestCase):
 
     def test_canceled_by_the_client(self):
         calls = [self.api.ListChunks.future(pb.ListChunksRequest(), timeout=WAIT_S)
-                 for _ in range(200)]
+                 for _ in range(90)]  # of 100 at once
         for call in calls:
             call.cancel()
         self.assertTrue(self.call("GetNode").pid)
