@@ -14,7 +14,8 @@
 
 static void line(const struct kvt_progress *progress, uint64_t done, const char *detail)
 {
-    double share = progress->total > 0 ? (double)done / (double)progress->total : 0.0;
+    /* Nothing to do is all done. */
+    double share = progress->total > 0 ? (double)done / (double)progress->total : 1.0;
     if (!progress->terminal) {
         fprintf(stderr, "%s: %3.0f %% (%" PRIu64 " of %" PRIu64 ") %s\n", progress->what,
                 100.0 * share, done, progress->total, detail);

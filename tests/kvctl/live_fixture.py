@@ -108,13 +108,14 @@ class TestCase(program_test.TestCase):
 
     SETS = ("host.bytes=256MiB", "host.slab_bytes=16MiB", "nvme.slab_bytes=16MiB",
             "metrics.listen=127.0.0.1:0", "lease.ttl=10m", "nvme.scrub_bytes_per_s=0")
+    NVME_BYTES = 768 * MIB
     LOADED = True
 
     @classmethod
     def setUpClass(cls):
         cls.home = tempfile.mkdtemp(prefix="kvt-live-", dir="/var/tmp")
         cls.addClassCleanup(shutil.rmtree, cls.home, ignore_errors=True)
-        cls.agent = agent_test.Agent(cls.home, *cls.SETS, nvme_bytes=768 * MIB)
+        cls.agent = agent_test.Agent(cls.home, *cls.SETS, nvme_bytes=cls.NVME_BYTES)
         cls.addClassCleanup(cls.agent.stop)
         cls.port = int(re.findall(r"metrics served .*port=(\d+)", cls.agent.log())[-1])
         cls.load = Load(cls.agent.path) if cls.LOADED else None

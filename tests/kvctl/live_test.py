@@ -613,6 +613,27 @@ class Prompts(TestCase):
         self.kvctl("lookup", "--tokens", path, code=NOT_FOUND)
 
 
+class HostAlone(TestCase):
+    """An agent without NVMe that holds nothing."""
+
+    SETS = ("metrics.listen=127.0.0.1:0",)
+    NVME_BYTES = 0
+    LOADED = False
+
+    def test_verbs(self):
+        self.assertEqual([t["name"] for t in self.get("tiers")], ["host"])
+        for verb in ("demote", "prefetch"):
+            self.assertIn("has no NVMe tier; set nvme.path", self.kvctl(verb, "--all", code=FAILED)[1])
+        self.assertIn("has no NVMe tier; set nvme.path", self.kvctl("verify", code=FAILED)[1])
+        self.kvctl("describe", "tier", "nvme", code=NOT_FOUND)
+        for kind in KINDS:
+            if kind != "tiers":
+                self.assertEqual(len(self.kvctl("get", kind)[0].splitlines()), 1, kind)
+        for verb in ("pin", "lookup"):
+            self.assertIn("no namespace yet", self.kvctl(verb, KEY, code=NOT_FOUND)[1])
+        self.assertIn("delete: 100 % (0 of 0) 0 of 0 chunks deleted", self.kvctl("clear", "--all")[1])
+
+
 class Replay(TestCase):
     """After a recorded hour: what the agent lists, what its metrics say and what kvbench counted."""
 
