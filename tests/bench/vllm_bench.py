@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What KVTier gives to vLLM and what it takes: all figures of one run, on CPUs.
 
-Usage: PYTHONPATH=ENGINES/vllm-0.32.0:tests/engines ENGINES/venv/bin/python tests/bench/vllm_bench.py \
-           KVTIERD ENGINES [--rounds N] [--only ttft,nothing,step]
+Usage: vllm_bench.py KVTIERD ENGINES [--rounds N] [--only ttft,nothing,step]
+with ENGINES/venv/bin/python and PYTHONPATH=ENGINES/vllm-0.32.0:tests/engines
 ENGINES is the folder that tests/engines/make_env.py made.
 
 ttft     time to the first token of a prompt of 4096 tokens (model of 8 layers, hidden 512), which

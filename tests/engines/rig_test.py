@@ -2,7 +2,8 @@
 """The connector under vLLM's real scheduler, without a model; see rig.py.
 
 Usage: rig_test.py KVTIERD MODEL_FOLDER [unittest arguments]
-environment: KVT_SCHEDULES  random schedules (default 40); KVT_SEED  of the first one (default 1)
+environment: KVT_SCHEDULES  random schedules (default 40); KVT_SEED  of the first one (default 1);
+             KVT_SECONDS  none begins after so many
 """
 
 import collections
@@ -331,10 +332,13 @@ class RandomTest(EngineCase):
         self.addCleanup(self.agent.close)
         first, n = int(os.environ.get("KVT_SEED", "1")), int(os.environ.get("KVT_SCHEDULES", "40"))
         signal.alarm(SCHEDULE_S * n)
+        end = time.monotonic() + float(os.environ.get("KVT_SECONDS", "inf"))
         for seed in range(first, first + n):
-            with self.subTest(seed=seed):
-                self.schedule(random.Random(seed))
-        print(f"\n{n} random schedules from KVT_SEED={first}: {self.did}", file=sys.stderr)
+            if time.monotonic() < end:
+                with self.subTest(seed=seed):
+                    self.schedule(random.Random(seed))
+                    self.did["schedules"] += 1
+        print(f"\nrandom schedules from KVT_SEED={first}: {dict(self.did)}", file=sys.stderr)
 
     did = collections.Counter()
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tests with vLLM itself: makes their environment, runs them, prints what they counted.
 
-Usage: run.py KVTIERD [--dir FOLDER] [--versions 0.32.0,0.28.0] [--long] [--only rig|tier|llm[:NAME]]
+Usage: run.py KVTIERD [--dir FOLDER] [--versions 0.32.0,0.28.0] [--long]
+           [--only rig|tier|llm[:CLASS[.TEST]]]
 
 Without --long: what the gate runs. With it: every engine run, and a thousand random schedules per
 version; about an hour. The last line is `N passed, N failed, N skipped`.

@@ -192,6 +192,17 @@ def check_parallel(vllm_config):
     return parallel.world_size
 
 
+def check_prefix(vllm_config):
+    """Refuses engines that could not use what is loaded."""
+    from vllm.platforms import current_platform
+    if current_platform.is_cpu() and vllm_config.model_config.use_mla and \
+            not vllm_config.cache_config.enable_prefix_caching:
+        raise ValueError(
+            "KVTier: vLLM keeps prefix caching off for this MLA model on this CPU, where its kernels "
+            "do not compute the same on top of a prefix as they do without; run it without the "
+            "connector")
+
+
 # ---- the model ---------------------------------------------------------------------------------
 
 def model_identity(vllm_config):
