@@ -33,8 +33,8 @@ def show(title, seconds, base):
     print(title)
     for name, values in seconds.items():
         ratio = statistics.median(v / b for v, b in zip(values, seconds[base]))
-        print(f"  {name:28} {statistics.median(values) * 1e3:9.1f} ms   {ratio:6.3f} of {base}",
-              flush=True)
+        print(f"  {name:28} {statistics.median(values) * 1e3:9.1f} ms [{min(values) * 1e3:.1f}-"
+              f"{max(values) * 1e3:.1f}]   {ratio:6.3f} of {base}", flush=True)
 
 
 def loaded(found):
@@ -85,16 +85,16 @@ def nothing(env, args):
     engines = {}
     try:
         engines["without connector"] = Engine(env.model("small"), **OPTIONS)
-        engines["lookups"] = Engine(env.model("small"), agent.socket,
-                                    extra={"chunk_tokens": 256}, role="kv_consumer", **OPTIONS)
-        engines["lookups and saves"] = Engine(env.model("small"), agent.socket,
-                                              extra={"chunk_tokens": 256}, **OPTIONS)
+        for name, role in (("lookups", "kv_consumer"), ("lookups and saves", "kv_both")):
+            engines[name] = Engine(env.model("small"), agent.socket, role=role, **OPTIONS,
+                                   extra={"chunk_tokens": 256, "tenant": name})
         seconds = {name: [] for name in engines}
         for i in range(-1, args.rounds):
             names = list(engines)
             random.Random(i).shuffle(names)
             for name in names:
                 found = engines[name].run(prompt(1000 + i, TOKENS), max_tokens=16, reset=True)
+                assert loaded(found) == 0
                 if i >= 0:
                     seconds[name].append(found["seconds"])
     finally:
