@@ -2,7 +2,7 @@
 /*
  * The CUDA driver as this library uses it: found with dlopen() when a session is attached to a
  * GPU, so that one build serves machines with and without. The few types are our own, with the tags
- * and layouts of cuda.h, so that building needs no toolkit; tests/connector/cuda_abi.c compares
+ * and layouts of cuda.h, so that building needs no toolkit; tests/gpu/cuda_abi.c compares
  * them with cuda.h where there is one.
  */
 #ifndef KVT_CONNECTOR_CUDA_API_H

@@ -8,13 +8,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "cuda_lane.h"
 #include "kvt/util.h"
 #include "layouts.h"
+#include "parts.h"
 
 #define ARENA_BYTES (96 * KVT_MIB)
 #define ARENA_BASE  KVT_GIB
@@ -70,20 +69,6 @@ static void must(enum kvt_status status, const struct kvt_error *err)
     }
 }
 
-static void arena_init(struct kvt_arena *arena)
-{
-    struct kvt_map *map = &arena->maps[0];
-    int fd = memfd_create("arena", MFD_CLOEXEC);
-    CHECK(fd >= 0 && ftruncate(fd, (off_t)ARENA_BYTES) == 0);
-    map->addr = mmap(NULL, ARENA_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    CHECK(map->addr != MAP_FAILED);
-    close(fd);
-    memset(map->addr, 0, ARENA_BYTES);
-    map->base = ARENA_BASE;
-    map->bytes = ARENA_BYTES;
-    arena->n_maps = 1;
-}
-
 static void bench_init(struct bench *b, const char *library, uint32_t kernel_below_bytes,
                        bool is_pinned)
 {
@@ -91,7 +76,7 @@ static void bench_init(struct bench *b, const char *library, uint32_t kernel_bel
     const kvtier_cuda options = {
         .size = sizeof(options), .library = library, .kernel_below_bytes = kernel_below_bytes};
     memset(b, 0, sizeof(*b));
-    arena_init(&b->arena);
+    CHECK(parts_arena_init(&b->arena, ARENA_BASE, ARENA_BYTES));
     must(kvt_cuda_device_open(&b->device, &options, &err), &err);
     must(kvt_cuda_thread_init(&b->device, &err), &err);
     must(kvt_pin_init(&b->pin, &b->device, &err), &err);
@@ -102,10 +87,8 @@ static void bench_init(struct bench *b, const char *library, uint32_t kernel_bel
     CHECK(b->device.api.event_create(&b->after, KVT_CU_EVENT_DISABLE_TIMING) == 0);
     b->bounce_bytes = 64 * KVT_MIB;
     CHECK(b->device.api.host_alloc((void **)&b->bounce, b->bounce_bytes, 0) == 0);
-    while (is_pinned && !kvt_pin_ready(&b->pin, ARENA_BASE, ARENA_BYTES)) {
-        const struct timespec moment = {.tv_nsec = 1000000};
-        nanosleep(&moment, NULL); /* only tests wait for it */
-    }
+    if (is_pinned)
+        parts_pin_all(&b->pin, &b->arena);
 }
 
 static void bench_fini(struct bench *b)
@@ -120,7 +103,7 @@ static void bench_fini(struct bench *b)
     (void)b->device.api.host_free(b->bounce);
     (void)b->device.api.context_pop(&context);
     kvt_cuda_device_close(&b->device);
-    munmap(b->arena.maps[0].addr, ARENA_BYTES);
+    parts_arena_fini(&b->arena);
 }
 
 static void gpu_write(struct bench *b, kvt_cu_ptr dst, const unsigned char *src, uint64_t bytes)
