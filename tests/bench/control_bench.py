@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What clients of the control API cost those of the data path: kvbench's lookups of 512 chunks with
+such clients, without, and with them at another agent of the same machine, which takes the same share
+of the CPUs and nothing of this agent. In turns; each turn has new agents.
+
+Usage: control_bench.py KVTIERD KVBENCH [ROUNDS [CHUNKS]]
+Needs the package kvtier with its extra [control].
+"""
+
+import json
+import os
+import select
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+from kvtier.control import Control
+
+MODES = ("none", "elsewhere", "here")
+FIGURES = ("p50_us", "p99_us", "close_p50_us", "close_p99_us")
+
+
+def load(path):
+    """Threads that ask without a pause, until stdin ends; prints how many calls that were."""
+    os.nice(19)
+    stop, counts = threading.Event(), []
+
+    def again(call):
+        n = 0
+        while not stop.is_set():
+            n += call()
+        counts.append(n)
+
+    with Control(path, timeout=60) as agent:
+        def chunks():
+            return 1 + sum(1 for _ in agent.chunks()) // 1000
+
+        def small():
+            return bool(agent.stats()) + bool(agent.tiers()) + bool(list(agent.sessions()))
+
+        def lookup():
+            spaces = list(agent.namespaces())
+            return len([agent.lookup(space.id, [bytes(32)] * 1000) for space in spaces]) + 1
+
+        def job():
+            agent.wait_job(agent.clear(all_namespaces=True, dry_run=True), timeout=60)
+            return 2
+
+        threads = [threading.Thread(target=again, args=(call,))
+                   for call in (chunks, small, lookup, job)]
+        for thread in threads:
+            thread.start()
+        sys.stdin.read()
+        stop.set()
+        for thread in threads:
+            thread.join()
+    print(sum(counts))
+
+
+class Agent:
+    def __init__(self, kvtierd, folder):
+        self.socket = os.path.join(folder, "kvtierd.sock")
+        ready, write = os.pipe()
+        with open(os.path.join(folder, "log"), "wb") as log:
+            self.process = subprocess.Popen(
+                [kvtierd, "--ready-fd", str(write), "--set", f"socket.path={self.socket}", "--set",
+                 "host.bytes=1GiB", "--set", "metrics.listen="], pass_fds=[write],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        os.close(write)
+        if not select.select([ready], [], [], 30)[0] or not os.read(ready, 1):
+            sys.exit("kvtierd did not start; run it by hand to see why")
+        os.close(ready)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+
+
+def measure(kvtierd, kvbench, mode, n_chunks):
+    """kvbench's figures, and how many calls of the API were answered per second."""
+    with tempfile.TemporaryDirectory(prefix="kvt-bench-") as one, \
+            tempfile.TemporaryDirectory(prefix="kvt-bench-") as two, \
+            Agent(kvtierd, one) as agent, Agent(kvtierd, two) as other:
+        command = [kvbench, "micro", "--only", "lookup", "--chunks-in-index", str(n_chunks), "--json",
+                   "--arena-bytes", "1GiB", "--socket"]
+        if mode == "elsewhere":  # so that there are as many chunks to list
+            subprocess.run([*command, other.socket], check=True, stdout=subprocess.DEVNULL,
+                           stderr=subprocess.DEVNULL)
+        client = None
+        if mode != "none":
+            target = (agent if mode == "here" else other).socket
+            client = subprocess.Popen(
+                [sys.executable, __file__, "--load", target.removesuffix(".sock") + ".control.sock"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        began = time.monotonic()
+        done = subprocess.run([*command, agent.socket], check=False, capture_output=True, text=True)
+        calls = 0
+        if client is not None:
+            calls = int(client.communicate()[0]) / (time.monotonic() - began)
+        results = json.loads(done.stdout)["results"] if done.returncode == 0 else []
+        if not results:
+            sys.exit(f"kvbench measured nothing:\n{done.stderr}")
+        return results[0], calls
+
+
+def main():
+    if sys.argv[1:2] == ["--load"]:
+        load(sys.argv[2])
+        return
+    kvtierd, kvbench = sys.argv[1:3]
+    rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 5
+    n_chunks = int(sys.argv[4]) if len(sys.argv) > 4 else 100000
+    found = {mode: [] for mode in MODES}
+    for number in range(rounds):
+        for mode in MODES[number % 3:] + MODES[:number % 3]:
+            result, calls = measure(kvtierd, kvbench, mode, n_chunks)
+            found[mode].append(result)
+            print(f"{number} {mode:9} {calls:6.0f} calls/s " +
+                  " ".join(f"{name} {result[name]:.1f}" for name in FIGURES), flush=True)
+    for name in FIGURES:
+        values = {mode: [result[name] for result in found[mode]] for mode in MODES}
+        ratio = {mode: statistics.median(h / o for h, o in zip(values["here"], values[mode]))
+                 for mode in MODES[:2]}
+        print(f"{name:13} " + " ".join(f"{mode} {statistics.median(values[mode]):.1f} "
+                                       f"[{min(values[mode]):.1f}-{max(values[mode]):.1f}]"
+                                       for mode in MODES) +
+              f"; here beside none {ratio['none']:.2f}, beside elsewhere {ratio['elsewhere']:.2f}")
+
+
+if __name__ == "__main__":
+    main()
