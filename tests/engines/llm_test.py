@@ -280,6 +280,8 @@ class TensorParallelTest(EngineCase):
 class ShapesTest(EngineCase):
     def test_mla_is_refused_where_vllm_has_no_prefixes(self):
         """On CPUs; rig_test.py has its layouts."""
+        if not at_least(0, 32):
+            self.skipTest("MLA starts on CPUs in the newest release alone")
         with self.assertRaisesRegex(AssertionError, "prefix caching off for this MLA model"):
             self.engine(self.agent(), model="mla", dtype="bfloat16", block_size=16)
 

@@ -32,6 +32,10 @@ class Stats(KVConnectorStats):
         if n:
             self.data[name] = self.data.get(name, 0) + n
 
+    def __getitem__(self, name):
+        """In one process the MultiConnector of 0.28 takes this for its serialized form."""
+        return getattr(self, name)
+
     def reset(self):
         self.data = {}
 
