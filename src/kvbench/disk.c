@@ -18,6 +18,8 @@ struct kvt_disk {
     uint64_t bytes;
     uint64_t next; /* offset of the next transfer */
     struct kvt_disk_way way;
+    uint64_t n_buffers, next_buffer;
+    bool *is_used; /* of each buffer: a transfer is under way */
     struct kvt_scratch *scratch; /* NULL: not prepared */
     bool is_registered;          /* its memory, with the ring */
     struct io_uring ring;
@@ -49,7 +51,8 @@ enum kvt_status kvt_disk_open(const char *dir, uint64_t bytes, struct kvt_disk *
         goto err_close;
     }
     /* Blocks that were never written read as zeros without the disk. */
-    struct kvt_disk_way way = {.object_bytes = FILL_BYTES, .depth = 4, .huge = true};
+    struct kvt_disk_way way = {
+        .object_bytes = FILL_BYTES, .memory_bytes = 8 * FILL_BYTES, .depth = 4, .huge = true};
     status = kvt_disk_prepare(d, &way, err);
     uint64_t ns;
     if (status == KVT_OK)
@@ -65,6 +68,8 @@ err_close:
 
 static void disk_unprepare(struct kvt_disk *d)
 {
+    free(d->is_used);
+    d->is_used = NULL;
     if (d->scratch == NULL)
         return;
     io_uring_queue_exit(&d->ring);
@@ -86,8 +91,11 @@ enum kvt_status kvt_disk_prepare(struct kvt_disk *d, const struct kvt_disk_way *
 {
     disk_unprepare(d);
     struct kvt_scratch *scratch;
-    enum kvt_status status =
-        kvt_scratch_open(way->object_bytes * way->depth, way->huge, &scratch, err);
+    d->n_buffers = way->memory_bytes / way->object_bytes;
+    d->is_used = calloc(d->n_buffers, sizeof(*d->is_used));
+    if (d->is_used == NULL)
+        return kvt_error_set(err, KVT_ERR_NOMEM, "disk reference: out of memory");
+    enum kvt_status status = kvt_scratch_open(way->memory_bytes, way->huge, &scratch, err);
     if (status != KVT_OK)
         return status;
     int failed = -io_uring_queue_init(way->depth, &d->ring, 0);
@@ -97,7 +105,7 @@ enum kvt_status kvt_disk_prepare(struct kvt_disk *d, const struct kvt_disk_way *
     }
     d->scratch = scratch;
     d->way = *way;
-    d->next = 0;
+    d->next = d->next_buffer = 0;
     struct iovec buffer = {.iov_base = scratch->memory, .iov_len = scratch->bytes};
     /* Refused beyond RLIMIT_MEMLOCK, to the agent as well: then this is what the disk can do here.
      */
@@ -115,10 +123,15 @@ bool kvt_disk_is_registered(const struct kvt_disk *d)
     return d->is_registered;
 }
 
-static void disk_queue(struct kvt_disk *d, bool write, uint32_t place)
+static void disk_queue(struct kvt_disk *d, bool write)
 {
-    struct io_uring_sqe *sqe = io_uring_get_sqe(&d->ring); /* as many as there are places */
-    uint8_t *memory = d->scratch->memory + place * d->way.object_bytes;
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&d->ring); /* as many as are in flight */
+    while (d->is_used[d->next_buffer])
+        d->next_buffer = (d->next_buffer + 1) % d->n_buffers;
+    uint64_t buffer = d->next_buffer;
+    d->is_used[buffer] = true;
+    d->next_buffer = (buffer + 1) % d->n_buffers;
+    uint8_t *memory = d->scratch->memory + buffer * d->way.object_bytes;
     if (d->next + d->way.object_bytes > d->bytes)
         d->next = 0;
     unsigned bytes = (unsigned)d->way.object_bytes;
@@ -131,7 +144,7 @@ static void disk_queue(struct kvt_disk *d, bool write, uint32_t place)
     else
         io_uring_prep_read(sqe, 0, memory, bytes, d->next);
     sqe->flags |= IOSQE_FIXED_FILE;
-    io_uring_sqe_set_data64(sqe, place);
+    io_uring_sqe_set_data64(sqe, buffer);
     d->next += d->way.object_bytes;
 }
 
@@ -142,15 +155,15 @@ enum kvt_status kvt_disk_run(struct kvt_disk *d, bool write, uint32_t n, uint64_
     uint32_t n_queued = 0, n_done = 0;
     enum kvt_status status = KVT_OK;
     for (; n_queued < KVT_MIN(n, d->way.depth); n_queued++)
-        disk_queue(d, write, n_queued);
+        disk_queue(d, write);
     while (n_done < n_queued) {
         int submitted = io_uring_submit_and_wait(&d->ring, 1);
         if (submitted < 0 && submitted != -EINTR)
             return disk_error(err, "submit", -submitted);
         struct io_uring_cqe *cqe;
         while (io_uring_peek_cqe(&d->ring, &cqe) == 0) {
-            uint32_t place = (uint32_t)cqe->user_data;
             int moved = cqe->res;
+            d->is_used[cqe->user_data] = false;
             io_uring_cqe_seen(&d->ring, cqe);
             n_done++;
             if (moved < 0 || (uint64_t)moved != d->way.object_bytes) {
@@ -158,7 +171,7 @@ enum kvt_status kvt_disk_run(struct kvt_disk *d, bool write, uint32_t n, uint64_
                 n = n_queued; /* what is in flight still comes */
             }
             if (n_queued < n) {
-                disk_queue(d, write, place);
+                disk_queue(d, write);
                 n_queued++;
             }
         }

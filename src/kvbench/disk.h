@@ -15,9 +15,14 @@ enum kvt_status kvt_disk_open(const char *dir, uint64_t bytes, struct kvt_disk *
                               struct kvt_error *err) KVT_MUST_CHECK;
 void kvt_disk_close(struct kvt_disk *disk); /* NULL is allowed */
 
-/** How a reference is taken; the best of several stands for the disk. */
+/**
+ * How a reference is taken; the best of several stands for the disk. Each transfer has other memory
+ * than the ones before it, until all of it was used: a cache keeps what it reads, and a few buffers
+ * used over and over stay in the CPU's cache, which made virtual disks up to a tenth faster.
+ */
 struct kvt_disk_way {
     uint64_t object_bytes;
+    uint64_t memory_bytes; /* of the buffers; holds more objects than are in flight */
     uint32_t depth;
     bool huge; /* buffers in pages of 2 MiB */
 };

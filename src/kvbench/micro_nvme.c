@@ -17,7 +17,7 @@
 #define FLIGHT_BYTES  (UINT64_C(64) << 20) /* the agent's own default of bytes in flight */
 #define OP_BYTES      (UINT64_C(4) << 20)  /* small objects come many to an op, as a prompt does */
 #define OPS_MIN       4
-#define BUFFER_BYTES  (UINT64_C(128) << 20) /* of the reference */
+#define BUFFER_BYTES  (UINT64_C(256) << 20) /* of the reference: many times a CPU's cache */
 #define DEPTH_MIN     2
 #define DEPTH_MAX     16
 #define ROUNDS_MIN    6
@@ -43,9 +43,11 @@ static enum kvt_status choose_reference(struct nvme_case *c, bool write, struct 
     uint64_t best_ns = UINT64_MAX;
     struct kvt_disk_way best = {0};
     for (unsigned i = 0; i < N_WAYS; i++) {
-        struct kvt_disk_way way = {
-            .object_bytes = c->object_bytes, .depth = c->depth << i / 2, .huge = i % 2 == 0};
-        if (i >= 4 && way.depth * way.object_bytes > BUFFER_BYTES)
+        struct kvt_disk_way way = {.object_bytes = c->object_bytes,
+                                   .memory_bytes = KVT_MAX(BUFFER_BYTES, 4 * c->object_bytes),
+                                   .depth = c->depth << i / 2,
+                                   .huge = i % 2 == 0};
+        if (i >= 4 && 2 * way.depth * way.object_bytes > way.memory_bytes)
             break;
         enum kvt_status status = kvt_disk_prepare(c->disk, &way, err);
         if (status != KVT_OK)
