@@ -62,7 +62,7 @@ const struct kvt_config_field daemon_config_fields[] = {
                    "which chunks are written to NVMe"),
     KVT_FIELD(STR, CONFIG, nvme_meta_path, "nvme.meta_path", "", 0, 0,
               "folder of the metadata; empty: beside the first disk, which must be a file"),
-    KVT_FIELD(BYTES, CONFIG, nvme_read_inflight_bytes, "nvme.read_inflight_bytes", "32MiB", KVT_MIB,
+    KVT_FIELD(BYTES, CONFIG, nvme_read_inflight_bytes, "nvme.read_inflight_bytes", "24MiB", KVT_MIB,
               64 * KVT_GIB, "bytes being read at once"),
     KVT_FIELD(BYTES, CONFIG, nvme_write_inflight_bytes, "nvme.write_inflight_bytes", "64MiB",
               KVT_MIB, 64 * KVT_GIB, "bytes being written at once"),

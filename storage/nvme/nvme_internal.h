@@ -26,19 +26,23 @@ struct nvme_xfer {
     struct kvt_io *io;
     struct nvme_xfer *next; /* in the free list, the waiting list or the done list */
     unsigned disk;
-    uint64_t file_offset; /* of the slot's header */
+    uint64_t chunk_offset, header_offset; /* in the store file */
     void *chunk;
     enum kvt_status status;
-    /* io_uring alone: parts are the header page, with which not every read begins, and pieces of
-     * the chunk. */
-    unsigned first_part;
+    /* io_uring alone: parts are the pieces of the chunk and, but for reads of the chunk alone, the
+     * header page as the last. */
+    unsigned n_pieces_all;
     unsigned n_parts;
     unsigned next_part;
     unsigned n_inflight;
     unsigned n_retries;
-    /* Which pieces of a read are here, and how far they are here without a gap: the reactor's. */
+    struct nvme_xfer *next_landed; /* in the list of those of which parts ended in this poll */
+    bool has_landed;
+    /* Which pieces of a read are here, how far they are here without a gap, and how much of that
+     * the worker was told: the reactor's. */
     uint64_t pieces[2];
     unsigned n_pieces;
+    unsigned n_published;
     bool has_header;
     /* How far that is, for the worker that has it: see verify.c. */
     _Atomic uint64_t arrived;
@@ -115,8 +119,11 @@ int nvme_uring_open(struct nvme_tier *tier);
 
 /** Reactor's thread, at a start. */
 void nvme_verify_init(struct nvme_xfer *xfer);
-/** Reactor's thread: part 0 (the header) or piece part - 1 is where it should be. Optional. */
+/** Reactor's thread: a piece, or as part n_pieces_all the header, is where it should be. Optional.
+ */
 void nvme_part_arrived(struct nvme_xfer *xfer, unsigned part);
+/** Reactor's thread, after that: what has arrived may be checked; more is to come. */
+void nvme_parts_check(struct nvme_xfer *xfer);
 /** Reactor's thread: all bytes are where they should be, or xfer->status says why not. */
 void nvme_moved(struct nvme_xfer *xfer);
 

@@ -47,9 +47,11 @@ static bool xfer_place(struct nvme_tier *tier, struct nvme_xfer *xfer, const str
     while (io->slab - tier->files.first_slab[disk] >= tier->files.n_slabs[disk])
         disk++;
     xfer->disk = disk;
-    xfer->file_offset = STORE_DATA_OFFSET +
-                        (io->slab - tier->files.first_slab[disk]) * tier->slab_bytes +
-                        io->slot * stride;
+    uint64_t slab_offset =
+        STORE_DATA_OFFSET + (io->slab - tier->files.first_slab[disk]) * tier->slab_bytes;
+    xfer->chunk_offset = slab_offset + io->slot * io->slot_bytes;
+    xfer->header_offset = slab_offset + tier->slab_bytes / stride * io->slot_bytes +
+                          (uint64_t)io->slot * KVT_SLOT_HEADER_BYTES;
     xfer->chunk = arena_addr(tier, io->arena_offset, io->slot_bytes);
     return xfer->chunk != NULL;
 }

@@ -22,7 +22,7 @@
 #include "kvt/util.h"
 
 #define STORE_MAGIC    UINT64_C(0x3145524f5453564b) /* "KVSTORE1" */
-#define STORE_VERSION  2
+#define STORE_VERSION  3
 #define PAUSE_NS       (10 * 1000 * 1000)
 #define LOCK_TRIES     500 /* pauses */
 #define TRANSFER_TRIES 100

@@ -2,29 +2,22 @@
 /* Where io_uring is refused: each transfer is a job of a worker, from the first byte to the check.
  */
 #include <errno.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 #include "nvme_internal.h"
 
 #define RETRIES_MAX 16 /* of a transfer that is interrupted or refused for now */
 
-static enum kvt_status xfer_move(struct nvme_xfer *xfer)
+static enum kvt_status bytes_move(const struct nvme_xfer *xfer, void *memory, uint64_t bytes,
+                                  uint64_t offset)
 {
-    const struct kvt_io *io = xfer->io;
     int fd = xfer->tier->files.fds[xfer->disk];
-    uint64_t total = io->slot_bytes + KVT_SLOT_HEADER_BYTES;
-    uint64_t at = io->chunk_only ? KVT_SLOT_HEADER_BYTES : 0;
-    for (unsigned n_retries = 0; at < total;) {
-        struct iovec iov[2] = {{io->header, KVT_SLOT_HEADER_BYTES}, {xfer->chunk, io->slot_bytes}};
-        struct iovec *first = &iov[at < KVT_SLOT_HEADER_BYTES ? 0 : 1];
-        uint64_t skip = at < KVT_SLOT_HEADER_BYTES ? at : at - KVT_SLOT_HEADER_BYTES;
-        first->iov_base = (char *)first->iov_base + skip;
-        first->iov_len -= skip;
-        int n_iov = (int)(&iov[2] - first);
-        off_t offset = (off_t)(xfer->file_offset + at);
-        ssize_t n = io->type == KVT_IO_READ ? preadv(fd, first, n_iov, offset)
-                                            : pwritev(fd, first, n_iov, offset);
+    uint64_t at = 0;
+    for (unsigned n_retries = 0; at < bytes;) {
+        char *addr = (char *)memory + at;
+        off_t from = (off_t)(offset + at);
+        ssize_t n = xfer->io->type == KVT_IO_READ ? pread(fd, addr, bytes - at, from)
+                                                  : pwrite(fd, addr, bytes - at, from);
         if (n < 0) {
             if ((errno == EINTR || errno == EAGAIN) && n_retries++ < RETRIES_MAX)
                 continue;
@@ -36,6 +29,15 @@ static enum kvt_status xfer_move(struct nvme_xfer *xfer)
         at += (uint64_t)n & ~(KVT_PAGE_BYTES - 1);
     }
     return KVT_OK;
+}
+
+static enum kvt_status xfer_move(struct nvme_xfer *xfer)
+{
+    const struct kvt_io *io = xfer->io;
+    enum kvt_status status = bytes_move(xfer, xfer->chunk, io->slot_bytes, xfer->chunk_offset);
+    if (status != KVT_OK || io->chunk_only)
+        return status;
+    return bytes_move(xfer, io->header, KVT_SLOT_HEADER_BYTES, xfer->header_offset);
 }
 
 static void transfer_run(struct kvt_job *job)

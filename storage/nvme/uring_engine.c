@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Transfers by io_uring. A slot is its header page and its chunk, adjacent on disk and apart in
- * memory: two or more requests, put into the ring next to each other so that the block layer merges
- * them. A chunk is cut into pieces, which the disk works on at the same time.
+ * Transfers by io_uring. Chunks of a slab stand one after the other on disk, and so do their header
+ * pages behind them. Requests of the same kind are put into the ring next to each other, so that
+ * the block layer merges those of a batch whose slots are neighbours. A chunk is cut into pieces,
+ * which the disk works on at the same time.
  */
 #include <errno.h>
 #include <liburing.h>
@@ -31,10 +32,12 @@ struct nvme_uring {
     bool has_fixed_headers;
     /* Transfers with parts not yet in the ring. Somebody waits for a read: they go first. */
     struct nvme_list waiting[2];
-    unsigned n_at_disk;   /* transfers with parts in flight */
-    unsigned n_enter;     /* what may still be told before the reactor comes again */
-    uint64_t enter_bytes; /* likewise */
-    uint64_t read_bytes;  /* in flight */
+    struct nvme_list headers; /* of transfers whose pieces are in the ring; these come next */
+    struct nvme_xfer *landed; /* parts of them ended in this poll; nothing was done with them yet */
+    unsigned n_at_disk;       /* transfers with parts in flight */
+    unsigned n_enter;         /* what may still be told before the reactor comes again */
+    uint64_t enter_bytes;     /* likewise */
+    uint64_t read_bytes;      /* in flight */
     /* Set by the registering thread (release) once the kernel took it; read (acquire) at a start.
      */
     _Atomic bool *is_registered;
@@ -46,11 +49,16 @@ static uint64_t tag_make(uint64_t xfer, uint64_t part, uint64_t n_pages_done)
     return xfer << 48 | part << 32 | n_pages_done;
 }
 
-static uint64_t part_bytes(const struct kvt_io *io, unsigned part)
+static bool is_header(const struct nvme_xfer *xfer, unsigned part)
 {
-    if (part == 0)
+    return part == xfer->n_pieces_all;
+}
+
+static uint64_t part_bytes(const struct nvme_xfer *xfer, unsigned part)
+{
+    if (is_header(xfer, part))
         return KVT_SLOT_HEADER_BYTES;
-    return KVT_MIN(NVME_PIECE_BYTES, io->slot_bytes - (part - 1) * NVME_PIECE_BYTES);
+    return KVT_MIN(NVME_PIECE_BYTES, xfer->io->slot_bytes - part * NVME_PIECE_BYTES);
 }
 
 static void part_queue(struct nvme_tier *tier, struct nvme_xfer *xfer, unsigned part,
@@ -59,16 +67,17 @@ static void part_queue(struct nvme_tier *tier, struct nvme_xfer *xfer, unsigned 
     struct nvme_uring *uring = tier->uring;
     const struct kvt_io *io = xfer->io;
     uint64_t skip = n_pages_done * KVT_PAGE_BYTES;
-    uint64_t at = part == 0 ? 0 : (part - 1) * NVME_PIECE_BYTES;
-    uint64_t bytes = part_bytes(io, part);
-    char *addr = part == 0 ? (char *)io->header : (char *)xfer->chunk + at;
-    uint64_t offset = xfer->file_offset + (part == 0 ? 0 : KVT_SLOT_HEADER_BYTES + at) + skip;
+    bool header = is_header(xfer, part);
+    uint64_t at = part * NVME_PIECE_BYTES;
+    uint64_t bytes = part_bytes(xfer, part);
+    char *addr = header ? (char *)io->header : (char *)xfer->chunk + at;
+    uint64_t offset = (header ? xfer->header_offset : xfer->chunk_offset + at) + skip;
     int fd = uring->has_fixed_files ? (int)xfer->disk : tier->files.fds[xfer->disk];
-    bool is_fixed = part == 0 ? uring->has_fixed_headers
-                              : io->arena_slab < tier->n_arena_slabs &&
-                                    atomic_load_explicit(&uring->is_registered[io->arena_slab],
-                                                         memory_order_acquire);
-    int buffer = (int)(part == 0 ? tier->n_arena_slabs : io->arena_slab);
+    bool is_fixed = header ? uring->has_fixed_headers
+                           : io->arena_slab < tier->n_arena_slabs &&
+                                 atomic_load_explicit(&uring->is_registered[io->arena_slab],
+                                                      memory_order_acquire);
+    int buffer = (int)(header ? tier->n_arena_slabs : io->arena_slab);
     struct io_uring_sqe *sqe = io_uring_get_sqe(&uring->ring);
     KVT_ASSERT(sqe != NULL); /* never more in flight than the ring has entries */
     addr += skip;
@@ -105,7 +114,7 @@ static bool disk_has_room(const struct nvme_tier *tier, const struct nvme_xfer *
     const struct nvme_uring *uring = tier->uring;
     if (uring->n_inflight == uring->n_entries)
         return false;
-    if (xfer->next_part == xfer->first_part && uring->n_at_disk == tier->queue_depth)
+    if (xfer->next_part == 0 && uring->n_at_disk == tier->queue_depth)
         return false;
     return xfer->io->type != KVT_IO_READ || uring->read_bytes < tier->read_bytes_max;
 }
@@ -117,13 +126,25 @@ static bool waiting_pump(struct nvme_tier *tier, struct nvme_list *waiting)
         if (tier->uring->n_enter == 0 || tier->uring->enter_bytes == 0)
             return false;
         struct nvme_xfer *xfer = waiting->head;
-        if (xfer->next_part == xfer->first_part)
+        if (xfer->next_part == 0)
             tier->uring->n_at_disk++;
         part_queue(tier, xfer, xfer->next_part++, 0);
-        if (xfer->next_part == xfer->n_parts)
-            (void)nvme_list_pop(waiting);
+        if (xfer->next_part < xfer->n_pieces_all)
+            continue;
+        (void)nvme_list_pop(waiting);
+        if (xfer->next_part < xfer->n_parts)
+            nvme_list_push(&tier->uring->headers, xfer);
     }
     return true;
+}
+
+static void headers_pump(struct nvme_tier *tier)
+{
+    struct nvme_uring *uring = tier->uring;
+    while (uring->headers.head != NULL && uring->n_inflight < uring->n_entries) {
+        struct nvme_xfer *xfer = nvme_list_pop(&uring->headers);
+        part_queue(tier, xfer, xfer->next_part++, 0);
+    }
 }
 
 /*
@@ -134,8 +155,10 @@ static void uring_pump(struct nvme_tier *tier)
 {
     struct nvme_uring *uring = tier->uring;
     bool all = true;
+    headers_pump(tier); /* for which the ring had no room */
     for (unsigned i = 0; i < KVT_ARRAY_LEN(uring->waiting) && all; i++)
         all = waiting_pump(tier, &uring->waiting[i]);
+    headers_pump(tier);
     if (!all)
         (void)eventfd_write(tier->event_fd, 1);
     if (io_uring_sq_ready(&uring->ring) == 0)
@@ -149,12 +172,13 @@ static void uring_pump(struct nvme_tier *tier)
 
 static void uring_start(struct nvme_tier *tier, struct nvme_xfer *xfer)
 {
-    xfer->n_parts =
-        1 + (unsigned)((xfer->io->slot_bytes + NVME_PIECE_BYTES - 1) / NVME_PIECE_BYTES);
-    xfer->first_part = xfer->io->chunk_only ? 1 : 0;
-    xfer->next_part = xfer->first_part;
+    xfer->n_pieces_all =
+        (unsigned)((xfer->io->slot_bytes + NVME_PIECE_BYTES - 1) / NVME_PIECE_BYTES);
+    xfer->n_parts = xfer->n_pieces_all + (xfer->io->chunk_only ? 0 : 1);
+    xfer->next_part = 0;
     xfer->n_inflight = 0;
     xfer->n_retries = 0;
+    xfer->has_landed = false;
     nvme_list_push(waiting_of(tier->uring, xfer), xfer);
 }
 
@@ -162,7 +186,7 @@ static void uring_start(struct nvme_tier *tier, struct nvme_xfer *xfer)
 static bool part_goes_on(struct nvme_tier *tier, struct nvme_xfer *xfer, unsigned part,
                          uint64_t n_pages_done, int res, uint64_t *n_pages_p)
 {
-    uint64_t n_all = part_bytes(xfer->io, part) / KVT_PAGE_BYTES;
+    uint64_t n_all = part_bytes(xfer, part) / KVT_PAGE_BYTES;
     *n_pages_p = n_pages_done;
     if (xfer->status != KVT_OK)
         return false; /* another part failed: what this one brought does not matter */
@@ -185,6 +209,12 @@ static bool part_goes_on(struct nvme_tier *tier, struct nvme_xfer *xfer, unsigne
     return false;
 }
 
+/* All of it went to the disk and came back. */
+static bool is_whole(const struct nvme_xfer *xfer)
+{
+    return xfer->n_inflight == 0 && xfer->next_part >= xfer->n_parts;
+}
+
 static void part_ended(struct nvme_tier *tier, uint64_t tag, int res)
 {
     struct nvme_xfer *xfer = &tier->xfers[tag >> 48];
@@ -193,16 +223,38 @@ static void part_ended(struct nvme_tier *tier, uint64_t tag, int res)
     tier->uring->n_inflight--;
     xfer->n_inflight--;
     if (xfer->io->type == KVT_IO_READ)
-        tier->uring->read_bytes -= part_bytes(xfer->io, part) - (tag & UINT32_MAX) * KVT_PAGE_BYTES;
+        tier->uring->read_bytes -= part_bytes(xfer, part) - (tag & UINT32_MAX) * KVT_PAGE_BYTES;
     if (part_goes_on(tier, xfer, part, tag & UINT32_MAX, res, &n_pages)) {
         part_queue(tier, xfer, part, n_pages);
         return;
     }
-    if (xfer->n_inflight == 0 && xfer->next_part >= xfer->n_parts) {
+    if (is_whole(xfer))
         tier->uring->n_at_disk--;
-        nvme_moved(xfer);
-    } else if (xfer->status == KVT_OK) {
+    else if (xfer->status == KVT_OK)
         nvme_part_arrived(xfer, part);
+    if (!xfer->has_landed) {
+        xfer->has_landed = true;
+        xfer->next_landed = tier->uring->landed;
+        tier->uring->landed = xfer;
+    }
+}
+
+/* What becomes of what ended. */
+static void landed_handle(struct nvme_tier *tier)
+{
+    struct nvme_xfer *xfer, *first = NULL;
+    while ((xfer = tier->uring->landed) != NULL) { /* turned around: first come, first served */
+        tier->uring->landed = xfer->next_landed;
+        xfer->next_landed = first;
+        first = xfer;
+    }
+    while ((xfer = first) != NULL) {
+        first = xfer->next_landed;
+        xfer->has_landed = false;
+        if (is_whole(xfer))
+            nvme_moved(xfer);
+        else if (xfer->status == KVT_OK)
+            nvme_parts_check(xfer);
     }
 }
 
@@ -219,7 +271,10 @@ static void uring_reap(struct nvme_tier *tier)
     }
     uring->n_enter = ENTER_REQUESTS;
     uring->enter_bytes = ENTER_BYTES;
+    /* The disk first: it has nothing to do where all of its requests ended at once, and what they
+     * brought takes the workers to be woken. */
     uring_pump(tier);
+    landed_handle(tier);
 }
 
 static void uring_close(struct nvme_tier *tier)
@@ -271,6 +326,7 @@ int nvme_uring_open(struct nvme_tier *tier)
         return ENOMEM;
     for (unsigned i = 0; i < KVT_ARRAY_LEN(uring->waiting); i++)
         nvme_list_init(&uring->waiting[i]);
+    nvme_list_init(&uring->headers);
     uring->is_registered = calloc(tier->n_arena_slabs, sizeof(*uring->is_registered));
     uring->n_enter = ENTER_REQUESTS;
     uring->enter_bytes = ENTER_BYTES;

@@ -125,7 +125,7 @@ static void publish(struct nvme_xfer *xfer, uint64_t arrived)
 void nvme_verify_init(struct nvme_xfer *xfer)
 {
     xfer->pieces[0] = xfer->pieces[1] = 0;
-    xfer->n_pieces = 0;
+    xfer->n_pieces = xfer->n_published = 0;
     xfer->has_header = xfer->io->chunk_only;
     xfer->n_checked = 0;
     xfer->is_bad = false;
@@ -142,17 +142,23 @@ void nvme_part_arrived(struct nvme_xfer *xfer, unsigned part)
 {
     if (!is_in_pieces(xfer->io))
         return;
-    unsigned n_before = xfer->n_pieces;
-    if (part == 0)
+    if (part == xfer->n_pieces_all)
         xfer->has_header = true;
     else
-        xfer->pieces[(part - 1) / 64] |= UINT64_C(1) << (part - 1) % 64;
+        xfer->pieces[part / 64] |= UINT64_C(1) << part % 64;
     while (xfer->n_pieces < 128 &&
            (xfer->pieces[xfer->n_pieces / 64] >> xfer->n_pieces % 64 & 1) != 0)
         xfer->n_pieces++;
+}
+
+void nvme_parts_check(struct nvme_xfer *xfer)
+{
     /* What comes last is published by nvme_moved(). */
-    if (xfer->has_header && xfer->n_pieces > n_before && xfer->n_pieces + 1 < xfer->n_parts)
-        publish(xfer, xfer->n_pieces * NVME_PIECE_BYTES);
+    if (!xfer->has_header || xfer->n_pieces == xfer->n_published ||
+        xfer->n_pieces >= xfer->n_pieces_all)
+        return;
+    xfer->n_published = xfer->n_pieces;
+    publish(xfer, xfer->n_pieces * NVME_PIECE_BYTES);
 }
 
 void nvme_moved(struct nvme_xfer *xfer)

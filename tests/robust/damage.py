@@ -51,18 +51,18 @@ def flipped_data(folder):
     rng = kvt.seeded("flipped_data")
     with kvt.Agent(folder) as agent:
         fill(agent)
-        for offset in rng.sample(kvt.slots(agent.store), 10):
-            kvt.flip(agent.store, offset + kvt.PAGE + rng.randrange(CHUNK_BYTES), rng.randrange(8))
+        for chunk, _ in rng.sample(kvt.slots(agent.store, CHUNK_BYTES), 10):
+            kvt.flip(agent.store, chunk + rng.randrange(CHUNK_BYTES), rng.randrange(8))
         judge(agent, 10)
 
 
 def flipped_header(folder):
-    """Loads do not need the page before a chunk; a scrub finds that it is not what was written."""
+    """Loads do not need the header page; a scrub finds that it is not what was written."""
     rng = kvt.seeded("flipped_header")
     with kvt.Agent(folder) as agent:
         fill(agent)
-        for offset in rng.sample(kvt.slots(agent.store), 10):
-            kvt.flip(agent.store, offset + rng.randrange(kvt.PAGE), rng.randrange(8))
+        for _, header in rng.sample(kvt.slots(agent.store, CHUNK_BYTES), 10):
+            kvt.flip(agent.store, header + rng.randrange(kvt.PAGE), rng.randrange(8))
         agent.start()
         letters, _ = load_all(agent)
         kvt.check(letters == "O" * N, f"whole chunks: {letters}\n{agent.log_tail()}")
@@ -79,20 +79,20 @@ def flipped_header(folder):
 
 def swapped_slots(folder):
     rng = kvt.seeded("swapped_slots")
-    slot_bytes = kvt.PAGE + CHUNK_BYTES
     with kvt.Agent(folder) as agent:
         fill(agent)
-        chosen = rng.sample(kvt.slots(agent.store), 8)
+        chosen = rng.sample(kvt.slots(agent.store, CHUNK_BYTES), 8)
         with open(agent.store, "r+b") as file:
-            for a, b in zip(chosen[::2], chosen[1::2]):
-                file.seek(a)
-                in_a = file.read(slot_bytes)
-                file.seek(b)
-                in_b = file.read(slot_bytes)
-                file.seek(a)
-                file.write(in_b)
-                file.seek(b)
-                file.write(in_a)
+            for one, other in zip(chosen[::2], chosen[1::2]):
+                for a, b, n_bytes in zip(one, other, (CHUNK_BYTES, kvt.PAGE)):
+                    file.seek(a)
+                    in_a = file.read(n_bytes)
+                    file.seek(b)
+                    in_b = file.read(n_bytes)
+                    file.seek(a)
+                    file.write(in_b)
+                    file.seek(b)
+                    file.write(in_a)
         judge(agent, 8)
 
 
@@ -101,9 +101,11 @@ def zeroed_slots(folder):
     with kvt.Agent(folder) as agent:
         fill(agent)
         with open(agent.store, "r+b") as file:
-            for offset in kvt.slots(agent.store)[::4]:
-                file.seek(offset)
-                file.write(bytes(kvt.PAGE + CHUNK_BYTES))
+            for chunk, header in kvt.slots(agent.store, CHUNK_BYTES)[::4]:
+                file.seek(chunk)
+                file.write(bytes(CHUNK_BYTES))
+                file.seek(header)
+                file.write(bytes(kvt.PAGE))
         judge(agent, len(range(0, N, 4)))
 
 
@@ -237,9 +239,9 @@ def other_version(folder):
         with open(agent.store, "r+b") as file:
             file.seek(8)
             (version,) = struct.unpack("<I", file.read(4))
-            kvt.check(version == 2, f"version {version} of the superblock is not where it was")
+            kvt.check(version == 3, f"version {version} of the superblock is not where it was")
             file.seek(8)
-            file.write(struct.pack("<I", version + 1))
+            file.write(struct.pack("<I", version - 1))
         with open(agent.store, "rb") as file:
             before = file.read(2 * kvt.MIB)
         status, text = agent.start_refused()

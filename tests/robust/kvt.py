@@ -98,7 +98,7 @@ class Agent:
         self.wrapper = []
         self.sets = {"socket.path": self.socket, "host.bytes": "32MiB",
                      "host.slab_bytes": "4MiB", "nvme.path": self.store, "nvme.bytes": "256MiB",
-                     "nvme.slab_bytes": "8MiB", "nvme.scrub_bytes_per_s": "0",
+                     "nvme.slab_bytes": str(SLAB), "nvme.scrub_bytes_per_s": "0",
                      "index.chunks_max": "65536", "metrics.listen": ""}
         self.set(**sets)
 
@@ -413,14 +413,22 @@ SLOT_MAGIC = b"KVTSLOT1"
 KEY_OFFSET = 32
 
 
-def slots(path):
-    """Offsets of all slot headers in a store file."""
+SUPERBLOCK = MIB
+SLAB = 8 * MIB
+
+
+def slots(path, chunk_bytes):
+    """Offsets (of the chunk, of its header) of all slots in a store file that has slots for such
+    chunks alone. In a slab the headers stand behind the chunks."""
     found = []
+    per_slab = SLAB // (chunk_bytes + PAGE)
     with open(path, "rb") as file:
         offset = 0
         while page := file.read(PAGE):
             if page.startswith(SLOT_MAGIC):
-                found.append(offset)
+                slab, within = divmod(offset - SUPERBLOCK, SLAB)
+                number = (within - per_slab * chunk_bytes) // PAGE
+                found.append((SUPERBLOCK + slab * SLAB + number * chunk_bytes, offset))
             offset += PAGE
     return found
 

@@ -215,9 +215,15 @@ enum kvt_status fixture_read_whole(struct fixture *fix, uint32_t slot, uint64_t 
     return read_as(fix, slot, seed, false);
 }
 
-uint64_t fixture_slot_offset(uint32_t slot)
+uint64_t fixture_chunk_offset(uint32_t slot)
 {
-    return FIX_DATA_OFFSET + slot * (FIX_CHUNK_BYTES + KVT_SLOT_HEADER_BYTES);
+    return FIX_DATA_OFFSET + slot * FIX_CHUNK_BYTES;
+}
+
+uint64_t fixture_header_offset(uint32_t slot)
+{
+    uint64_t n_slots = FIX_SLAB_BYTES / (FIX_CHUNK_BYTES + KVT_SLOT_HEADER_BYTES);
+    return FIX_DATA_OFFSET + n_slots * FIX_CHUNK_BYTES + slot * (uint64_t)KVT_SLOT_HEADER_BYTES;
 }
 
 void fixture_flip(struct fixture *fix, uint64_t offset)

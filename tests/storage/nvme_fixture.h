@@ -48,8 +48,9 @@ enum kvt_status fixture_read_whole(struct fixture *fix, uint32_t slot, uint64_t 
 enum kvt_status fixture_read(struct fixture *fix, uint32_t slot, uint64_t seed);
 
 #define FIX_CHUNK_BYTES (UINT64_C(64) << 10)
-/** Offset in the first store file of such a slot's header. */
-uint64_t fixture_slot_offset(uint32_t slot);
+/** Offsets in the first store file of such a slot's chunk and header. */
+uint64_t fixture_chunk_offset(uint32_t slot);
+uint64_t fixture_header_offset(uint32_t slot);
 /** Change or move bytes of a store file behind the tier's back. */
 void fixture_flip(struct fixture *fix, uint64_t offset);
 void fixture_swap(struct fixture *fix, uint64_t a, uint64_t b, uint64_t bytes);

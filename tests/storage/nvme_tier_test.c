@@ -81,30 +81,33 @@ START_TEST(damage_is_never_served)
     for (uint32_t slot = 0; slot < 8; slot++)
         ck_assert_int_eq(fixture_write(&fix, slot, slot), KVT_OK);
     /* A bit of the data, first and last byte; a bit of the header; a bit of a checksum. */
-    static const uint64_t places[] = {4096, 4096 + FIX_CHUNK_BYTES - 1, 0, 20, 130, 1024, 4095};
+    const uint64_t chunk = fixture_chunk_offset(1), header = fixture_header_offset(1);
+    const uint64_t places[] = {
+        chunk,        chunk + FIX_CHUNK_BYTES - 1, header, header + 20, header + 130, header + 1024,
+        header + 4095};
     for (unsigned i = 0; i < KVT_ARRAY_LEN(places); i++) {
-        fixture_flip(&fix, fixture_slot_offset(1) + places[i]);
+        fixture_flip(&fix, places[i]);
         if (i < 2)
             ck_assert_int_eq(fixture_read(&fix, 1, 1), KVT_ERR_CORRUPT);
         else /* the chunk itself is right */
             ck_assert_int_eq(fixture_read_whole(&fix, 1, 1), KVT_ERR_CORRUPT);
-        fixture_flip(&fix, fixture_slot_offset(1) + places[i]);
+        fixture_flip(&fix, places[i]);
         ck_assert_int_eq(fixture_read(&fix, 1, 1), KVT_OK);
     }
     /* Swapped whole slots, swapped chunks under their headers. */
-    fixture_swap(&fix, fixture_slot_offset(2), fixture_slot_offset(3), FIX_CHUNK_BYTES + 4096);
+    fixture_swap(&fix, fixture_chunk_offset(2), fixture_chunk_offset(3), FIX_CHUNK_BYTES);
+    fixture_swap(&fix, fixture_header_offset(2), fixture_header_offset(3), 4096);
     ck_assert_int_eq(fixture_read(&fix, 2, 2), KVT_ERR_CORRUPT);
     ck_assert_int_eq(fixture_read(&fix, 3, 3), KVT_ERR_CORRUPT);
-    fixture_swap(&fix, fixture_slot_offset(4) + 4096, fixture_slot_offset(5) + 4096,
-                 FIX_CHUNK_BYTES);
+    fixture_swap(&fix, fixture_chunk_offset(4), fixture_chunk_offset(5), FIX_CHUNK_BYTES);
     ck_assert_int_eq(fixture_read(&fix, 4, 4), KVT_ERR_CORRUPT);
     ck_assert_int_eq(fixture_read(&fix, 5, 5), KVT_ERR_CORRUPT);
     /* A stale slot: rewritten since. And the write before it, torn in the middle. */
     ck_assert_int_eq(fixture_write(&fix, 6, 600), KVT_OK);
     ck_assert_int_eq(fixture_read(&fix, 6, 6), KVT_ERR_CORRUPT);
     ck_assert_int_eq(fixture_read(&fix, 6, 600), KVT_OK);
-    fixture_swap(&fix, fixture_slot_offset(6) + 4096 + FIX_CHUNK_BYTES / 2,
-                 fixture_slot_offset(0) + 4096 + FIX_CHUNK_BYTES / 2, FIX_CHUNK_BYTES / 2);
+    fixture_swap(&fix, fixture_chunk_offset(6) + FIX_CHUNK_BYTES / 2,
+                 fixture_chunk_offset(0) + FIX_CHUNK_BYTES / 2, FIX_CHUNK_BYTES / 2);
     ck_assert_int_eq(fixture_read(&fix, 6, 600), KVT_ERR_CORRUPT);
     ck_assert_int_eq(fixture_read(&fix, 7, 7), KVT_OK);
     fixture_fini(&fix);
@@ -121,8 +124,8 @@ START_TEST(a_file_cut_short_is_an_error)
     fixture_io(&fix, &io, KVT_IO_WRITE, 0, 8 << 20, 0, 0, big, 9);
     fixture_run(&fix, &io, 1);
     ck_assert_int_eq(io.status, KVT_OK);
-    /* In the middle of a page, of a piece, before the chunk, before the header. */
-    static const uint64_t ends[] = {(6 << 20) + 4096 - 100, 3 << 20, 5000, 4096, 0};
+    /* In the middle of a page, of a piece, after a page, before the chunk. */
+    static const uint64_t ends[] = {(6 << 20) - 100, 3 << 20, 5000, 4096, 0};
     for (unsigned i = 0; i < KVT_ARRAY_LEN(ends); i++) {
         ck_assert_int_eq(truncate(fix.config.disks[0].path, (off_t)(FIX_DATA_OFFSET + ends[i])), 0);
         for (int chunk_only = 0; chunk_only < 2; chunk_only++) {

@@ -81,10 +81,10 @@ START_TEST(another_version_is_refused)
 {
     fixture_must_open(&fix, false);
     fixture_close(&fix);
-    superblock_change(8, 3, true);
-    check_refused_as_it_was(KVT_ERR_VERSION, "format 3");
-    superblock_change(8, 3, false);
-    check_refused_as_it_was(KVT_ERR_VERSION, "format 3");
+    superblock_change(8, 2, true);
+    check_refused_as_it_was(KVT_ERR_VERSION, "format 2");
+    superblock_change(8, 2, false);
+    check_refused_as_it_was(KVT_ERR_VERSION, "format 2");
 }
 END_TEST
 

@@ -36,7 +36,7 @@ struct kvt_io {
     bool chunk_only;        /* of a read */
     enum kvt_status status; /* set by the tier: OK, ERR_IO, ERR_CORRUPT, ERR_NOSPACE */
     uint32_t slab;          /* of the block tier */
-    uint32_t slot;          /* in the slab: at slot * (slot_bytes + KVT_SLOT_HEADER_BYTES) */
+    uint32_t slot;          /* in the slab, which holds slot_bytes and a header page for each */
     uint64_t slot_bytes;    /* chunk_bytes rounded up to 4096 */
     uint64_t chunk_bytes;
     uint32_t n_segments;
