@@ -82,20 +82,19 @@ static unsigned nvme_submit(struct kvt_tier *base, struct kvt_io *const ios[], u
     return n;
 }
 
-/* offset: of the slot, whose first page is its header. */
 static void fault_log(const struct nvme_xfer *xfer)
 {
     if (xfer->status == KVT_ERR_CORRUPT)
         kvt_log(KVT_LOG_WARN,
                 "chunk on NVMe failed its checksum and is dropped; 'kvctl verify' looks for more "
                 "disk=nvme.disks.%u offset=%" PRIu64 " bytes=%" PRIu64,
-                xfer->disk, xfer->file_offset, xfer->io->chunk_bytes);
+                xfer->disk, xfer->chunk_offset, xfer->io->chunk_bytes);
     else
         kvt_log(KVT_LOG_WARN,
                 "%s NVMe failed; the kernel's log has the disk's error disk=nvme.disks.%u "
                 "offset=%" PRIu64 " bytes=%" PRIu64 " cause=\"%s\"",
                 xfer->io->type == KVT_IO_READ ? "read from" : "write to", xfer->disk,
-                xfer->file_offset, xfer->io->chunk_bytes, kvt_status_str(xfer->status));
+                xfer->chunk_offset, xfer->io->chunk_bytes, kvt_status_str(xfer->status));
 }
 
 static unsigned nvme_poll(struct kvt_tier *base, struct kvt_io **ios, unsigned n_max)

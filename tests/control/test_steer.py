@@ -271,8 +271,8 @@ class Jobs(TestCase):
         self.assertEqual(self.listed(), {0})
         self.assertEqual(self.pages("ListJobs", "jobs")[0], [])
 
-    def slot_offset(self, chunk):
-        return (1 << 20) + chunk.nvme_slab * (8 << 20) + chunk.nvme_slot * (CHUNK + 4096)
+    def chunk_offset(self, chunk):
+        return (1 << 20) + chunk.nvme_slab * (8 << 20) + chunk.nvme_slot * CHUNK
 
     def test_verify_finds_what_was_damaged(self):
         client, ns, space = self.fill(80)
@@ -283,7 +283,7 @@ class Jobs(TestCase):
         with open(os.path.join(self.folder, "store"), "r+b") as store:
             for n in damaged:
                 chunk = self.call("GetChunk", key=key(n), namespace_id=space.id)
-                store.seek(self.slot_offset(chunk) + 4096 + 800 * n)
+                store.seek(self.chunk_offset(chunk) + 800 * n)
                 store.write(b"\xa5")
             store.flush()
             os.fsync(store.fileno())
@@ -304,7 +304,7 @@ class Jobs(TestCase):
         self.done(self.call("Demote", selection=chain))
         chunk = self.call("GetChunk", key=key(4), namespace_id=space.id)
         with open(os.path.join(self.folder, "store"), "r+b") as store:
-            store.seek(self.slot_offset(chunk) + 4096)
+            store.seek(self.chunk_offset(chunk))
             store.write(bytes(100))
             store.flush()
             os.fsync(store.fileno())
