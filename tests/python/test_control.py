@@ -267,7 +267,7 @@ class Answers(ControlCase):
             self.control.lookup(self.space, [KEY], tokens=[1])
         with self.assertRaisesRegex(kvtier.InvalidError, "either"):
             self.control.unpin()
-        with self.assertRaisesRegex(kvtier.InvalidError, "set it or all_namespaces"):
+        with self.assertRaisesRegex(kvtier.InvalidError, "set exactly one of them"):
             self.control.clear()
         self.assertEqual(self.held(), N)
 
