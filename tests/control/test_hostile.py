@@ -90,13 +90,13 @@ class Hostile(TestCase):
 
         def check():
             took = []
-            for _ in range(500):
+            for _ in range(300):
                 began = time.perf_counter()
                 client.lookup(ns, numbers)
                 took.append(time.perf_counter() - began)
             highest[0] = max(highest[0], self.rss_bytes())
             took.sort()
-            self.assertLess(took[-5], P99_S)
+            self.assertLess(took[-3], P99_S)
             self.assertIsNone(self.agent.process.poll(), "the agent ended")
 
         with Load(self):
@@ -151,7 +151,7 @@ class Hostile(TestCase):
         with self.bystanders() as check:
             for name, make in floods.items():
                 with self.subTest(name):
-                    threads = [threading.Thread(target=self.flood, args=(make(20000), 0.7))
+                    threads = [threading.Thread(target=self.flood, args=(make(20000), 0.4))
                                for _ in range(3)]
                     for thread in threads:
                         thread.start()
