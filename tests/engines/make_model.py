@@ -47,7 +47,8 @@ def names_and_shapes(c):
     """(name, shape, scale) of every weight."""
     h, v, f = c["hidden_size"], c["vocab_size"], c["intermediate_size"]
     mla, gemma = "kv_lora_rank" in c, c["model_type"] == "gemma3_text"
-    yield "model.embed_tokens.weight", (v, h), 1.0
+    # Gemma's output is tied to its embeddings: large ones would only repeat the last token.
+    yield "model.embed_tokens.weight", (v, h), 0.05 if gemma else 1.0
     yield "model.norm.weight", (h,), None
     if not gemma:
         yield "lm_head.weight", (v, h), h ** -0.5

@@ -36,6 +36,7 @@ except ImportError:  # 0.28: one storage per layer
     KVCacheLayout = None
     LAYOUTS = ["packed", "kv_first", "nhd"]
 
+torch.set_num_threads(1)  # tiny tensors: more threads wait for each other, mostly
 GARBAGE = -12345.0
 HEADS, HEAD_SIZE = 2, 8
 
