@@ -65,7 +65,8 @@ class Rig:
 
     def __init__(self, model, socket, layout=LAYOUTS[0], block=16, blocks=64, layers=4, budget=256,
                  seqs=8, max_len=1000, window=0, extra=None, hash_algo="sha256", policy="recompute",
-                 connector="KVTierConnector", module="kvtier.vllm", caching=True, mla=False):
+                 connector="KVTierConnector", module="kvtier.vllm", caching=True, mla=False,
+                 gpu=None):
         self.layout, self.block = layout, block
         cache = CacheConfig(block_size=block, gpu_memory_utilization=0.3,
                             enable_prefix_caching=caching, num_gpu_blocks_override=blocks,
@@ -104,6 +105,9 @@ class Rig:
             self.kv = legacy_caches(self.kvc, layout, full)
         for view in self.kv.values():
             view.fill_(GARBAGE)
+        told = self.kv
+        if gpu is not None:
+            self.kv, told = gpu.moved(self.kv)
         hash_fn = get_hash_fn_by_name(hash_algo)
         init_none_hash(hash_fn)
         self.hasher = get_request_block_hasher(block, hash_fn)
@@ -117,9 +121,9 @@ class Rig:
         if connector:
             self.worker = KVConnectorFactory.create_connector(
                 self.config, KVConnectorRole.WORKER, self.kvc)
-            self.worker.register_kv_caches(self.kv)
-            if (told := self.worker.get_handshake_metadata()) is not None:
-                self.scheduler.connector.set_xfer_handshake_metadata_pp_aware({(0, 0): told})
+            self.worker.register_kv_caches(told)
+            if (rows := self.worker.get_handshake_metadata()) is not None:
+                self.scheduler.connector.set_xfer_handshake_metadata_pp_aware({(0, 0): rows})
             for half in (self.scheduler.connector, self.worker):
                 if hasattr(half, "_half"):
                     half._half._port.wait_connected(5)

@@ -17,9 +17,10 @@ import types
 import unittest
 
 from agent import Agent
+from fake_gpu import FakeGpu
 from rig import LAYOUTS, KVCacheLayout, Rig
 
-from kvtier.vllm import compat, keys, layout, worker
+from kvtier.vllm import compat, keys, layout, port, worker
 from kvtier.vllm.settings import Settings
 
 KVTIERD = MODEL = ""
@@ -111,6 +112,59 @@ class LayoutsTest(EngineCase):
             with self.assertRaises(layout.LayoutError) as caught:
                 worker.WorkerHalf.register_kv_caches(half, {**rig.kv, name: change(rig.kv[name])})
             self.assertIn(name, str(caught.exception))
+
+
+class GpuTest(EngineCase):
+    """KV in the memory of a GPU, with a stand-in for the driver; see fake_gpu.py."""
+
+    def setUp(self):
+        super().setUp()
+        self.gpu = FakeGpu(self.agent.folder)
+        for owner, name, made in (
+                (compat, "byte_buffer", self.gpu.byte_buffer),
+                (compat, "current_stream", lambda device: 0),
+                (port.Port, "cuda_attach", lambda half, device: half._client.cuda_attach(
+                    device, library=self.gpu.library))):
+            self.addCleanup(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, made)
+
+    def test_cold_and_warm_in_every_layout(self):
+        for name in LAYOUTS:
+            for chunk in (16, 64):
+                with self.subTest(layout=name, chunk=chunk):
+                    extra = {"chunk_tokens": chunk}
+                    self.cold(layout=name, gpu=self.gpu, extra=extra)
+                    rig = self.rig(layout=name, gpu=self.gpu, extra=extra)
+                    rig.add(TOKENS[:80] + [3] * 20, max_tokens=1)
+                    rig.run()
+                    rig.add(TOKENS, max_tokens=1)
+                    rig.run()
+                    moved = rig.worker._half._port._client.cuda_stats()
+                    self.assertGreater(moved["engine_bytes"] + moved["kernel_bytes"], 0)
+                    self.assertEqual(rig.stats["loaded_tokens"], rig.stats["hit_tokens"])
+                    self.assertGreaterEqual(rig.stats["loaded_tokens"], 64 + 240)
+                    self.assertEqual(rig.leaks(), 0)
+
+    def test_agent_gone_between_lookup_and_load(self):
+        self.cold(gpu=self.gpu)
+        rig = self.rig(gpu=self.gpu)
+        rig.tick = lambda r: self.agent.kill() if r.scheduler.connector._half._loading else None
+        rig.add(TOKENS, max_tokens=2)
+        rig.run()
+        self.assertEqual(rig.stats["failed_loads"], 1)
+        self.assertEqual(rig.leaks(), 0)
+
+    def test_cuda_refuses_a_call(self):
+        """Of a store or a load: it is as if there were no agent for that one."""
+        fail = self.gpu.driver.fake_fail
+        for call in (b"cuEventRecord", b"cuMemcpyBatchAsync_v2", b"cuEventSynchronize"):
+            with self.subTest(call=call):
+                rig = self.rig(gpu=self.gpu, extra={"tenant": call.decode()})
+                fail(call, 0, 700)
+                rig.add(TOKENS, max_tokens=1)
+                rig.run()
+                self.assertEqual(rig.leaks(), 0)
+                self.assertGreater(rig.stats["unstored_chunks"], 0)
 
 
 class FailuresTest(EngineCase):

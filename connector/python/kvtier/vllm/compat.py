@@ -171,6 +171,19 @@ def backend_name(vllm_config, layer_name):
     return name
 
 
+# ---- memory ------------------------------------------------------------------------------------
+
+def byte_buffer(n, device):
+    import torch
+    return torch.empty(n, dtype=torch.uint8, device=device)
+
+
+def current_stream(device):
+    """Where the engine queues its work, as a number."""
+    import torch
+    return torch.cuda.current_stream(device).cuda_stream
+
+
 # ---- ranks -------------------------------------------------------------------------------------
 
 def ranks(vllm_config):

@@ -153,7 +153,7 @@ class GroupMemory:
 
     def batch(self, blocks, sink=None):
         """Memory of consecutive chunks, for the client. blocks: flat array of block ids,
-        blocks_per_chunk each; -1 stands for sink, an array of block_bytes whose contents do not
+        blocks_per_chunk each; -1 stands for sink, a tensor of block_bytes whose contents do not
         matter."""
         blocks = np.asarray(blocks, np.int64)
         if blocks.size % self.blocks_per_chunk != 0 or blocks.size == 0:
@@ -165,7 +165,7 @@ class GroupMemory:
         if missing.any():
             if sink is None or sink.nbytes < self.block_bytes:
                 raise ValueError("blocks without a place, and no sink")
-            addresses[missing] = self._starts + np.uint64(sink.ctypes.data)
+            addresses[missing] = self._starts + np.uint64(sink.data_ptr())
         return Layouts.of_extents(addresses, self.size, blocks.size // self.blocks_per_chunk,
                                   keep=sink)
 

@@ -2,7 +2,7 @@
 """A session as the two halves use it: nothing here waits for the agent, and nothing raises because
 of it. An op that could not be started is None."""
 
-from kvtier import AgainError, Client, KVTierError, Namespace, NoMemoryError
+from kvtier import AgainError, Client, KVTierError, Namespace, NoMemoryError, Status
 
 QUEUE_DEPTH = 1024
 LATE_NS = 1_000_000_000  # past its deadline an op is given so long to end by itself
@@ -26,25 +26,31 @@ class Port:
     def namespace(self, fields):
         return self._client.namespace(Namespace(**fields))
 
+    def cuda_attach(self, device):
+        """Let stores and loads name memory of a GPU. Raises KVTierError, which says why not."""
+        self._client.cuda_attach(device)
+
+    @staticmethod
+    def _submitted(submit, *args, **options):
+        try:
+            return submit(*args, **options)
+        except _DROPPED:
+            return None
+        except KVTierError as err:
+            if err.status != Status.IO:  # CUDA refused: the library's log has it, the engine goes on
+                raise
+            return None
+
     def lookup(self, namespace, keys, lease_ms):
-        try:
-            return self._client.submit_lookup(namespace, keys, lease_ms=lease_ms)
-        except _DROPPED:
-            return None
+        return self._submitted(self._client.submit_lookup, namespace, keys, lease_ms=lease_ms)
 
-    def store(self, namespace, keys, memory, parent, deadline_ns):
-        try:
-            return self._client.submit_store(namespace, keys, memory, parent=parent,
-                                             deadline_ns=deadline_ns)
-        except _DROPPED:
-            return None
+    def store(self, namespace, keys, memory, parent, deadline_ns, stream=None):
+        return self._submitted(self._client.submit_store, namespace, keys, memory, parent=parent,
+                               deadline_ns=deadline_ns, stream=stream)
 
-    def load(self, namespace, keys, memory, parent, deadline_ns):
-        try:
-            return self._client.submit_load(namespace, keys, memory, parent=parent,
-                                            deadline_ns=deadline_ns)
-        except _DROPPED:
-            return None
+    def load(self, namespace, keys, memory, parent, deadline_ns, stream=None):
+        return self._submitted(self._client.submit_load, namespace, keys, memory, parent=parent,
+                               deadline_ns=deadline_ns, stream=stream)
 
     def cancel(self, op):
         """When this returns the op touches no memory any more."""

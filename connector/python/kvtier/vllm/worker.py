@@ -8,8 +8,6 @@ deadline an op is cancelled here first, after which nothing writes to the engine
 
 import time
 
-import numpy as np
-
 from kvtier import BATCH_MAX, KEY_BYTES, Status
 
 from . import compat
@@ -51,6 +49,7 @@ class WorkerHalf:
         self._plans = plans(vllm_config, kv_cache_config, settings)
         self._identity = Identity(vllm_config, settings)
         self._groups = []
+        self._gpu = None        # the device that has the KV, unless it is the host
         self._described = False
         self._namespace = None  # (hash domain, epoch) of the handles
         self._ops = {}          # op -> (load or save, part, bytes per chunk)
@@ -83,16 +82,26 @@ class WorkerHalf:
                 0 if replicated else tp_rank, 1 if replicated else tp_size, pp_rank, pp_size,
                 group.memory.n_segments, group.memory.chunk_bytes, plan.chunk_tokens)
             group.stores = not replicated or tp_rank == 0
-            if kv_caches[names[0]].device.type != "cpu":
-                raise ValueError("KVTier: this build of libkvtier moves KV of host memory alone, "
-                                 f"not of {kv_caches[names[0]].device}")
-            group.sink = np.empty(group.memory.block_bytes, np.uint8) \
+            device = kv_caches[names[0]].device
+            self._use(device)
+            group.sink = compat.byte_buffer(group.memory.block_bytes, device) \
                 if plan.blocks_per_chunk > 1 else None
             group.handle = -1
             self._groups.append(group)
             compat.log.info("KVTier: KV group %d: %d layers, %d bytes per chunk of %d tokens, "
                             "layout %s", plan.index, len(names), group.memory.chunk_bytes,
                             plan.chunk_tokens, group.shard.layout)
+
+    def _use(self, device):
+        """Raises ValueError where KV is in memory that cannot be moved, or in that of two GPUs."""
+        if device.type == "cpu":
+            return
+        if device.type != "cuda" or self._gpu not in (None, device):
+            raise ValueError(f"KVTier: KV of {device} cannot be moved, only that of the host and of "
+                             "one CUDA device per worker")
+        if self._gpu is None:
+            self._port.cuda_attach(device.index)
+            self._gpu = device
 
     def _namespaces(self, meta):
         if self._namespace == (meta.hash_domain, meta.epoch):
@@ -113,7 +122,9 @@ class WorkerHalf:
         parent = transfer.keys[(start - 1) * KEY_BYTES:start * KEY_BYTES] if start \
             else transfer.parent
         memory = group.memory.batch(transfer.blocks[start * per:(start + n) * per], group.sink)
-        op = call(group.handle, names, memory, parent or None, deadline_ns)
+        # The copy comes after what the engine has queued until now, and nobody waits for it.
+        stream = compat.current_stream(self._gpu) if self._gpu is not None else None
+        op = call(group.handle, names, memory, parent or None, deadline_ns, stream)
         return op, n
 
     def start_load_kv(self, meta):
