@@ -10,7 +10,7 @@
 #include "mover.h"
 #include "scratch.h"
 
-#define ROUND_BYTES (UINT64_C(64) << 20)
+#define ROUND_BYTES (UINT64_C(256) << 20) /* so that the first wake-up is not the measurement */
 #define OP_BYTES    (UINT64_C(8) << 20)
 #define DEPTH       4
 #define WARM_ROUNDS 2
