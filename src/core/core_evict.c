@@ -6,7 +6,13 @@
 #define DEMOTE_STEPS  4096   /* slots looked at per request */
 #define RECLAIM_STEPS 100000 /* chunks looked at per slab, descendants included */
 
-void core_forget_host(struct kvt_core *core, uint32_t c, bool evicted)
+_Static_assert(KVT_STAT_EVICT_HOST_SLAB == KVT_STAT_EVICT_HOST_ROOM + EVICT_SLAB &&
+                   KVT_STAT_EVICT_HOST_INDEX == KVT_STAT_EVICT_HOST_ROOM + EVICT_INDEX &&
+                   KVT_STAT_EVICT_NVME_SLAB == KVT_STAT_EVICT_NVME_ROOM + EVICT_SLAB &&
+                   KVT_STAT_EVICT_NVME_INDEX == KVT_STAT_EVICT_NVME_ROOM + EVICT_INDEX,
+               "a counter per reason");
+
+void core_forget_host(struct kvt_core *core, uint32_t c, enum evict_reason why)
 {
     struct chunk *chunk = &core->chunks[c];
     struct slab_pool *pool = &core->pool[HOST];
@@ -14,27 +20,29 @@ void core_forget_host(struct kvt_core *core, uint32_t c, bool evicted)
     KVT_ASSERT(!(chunk->flags & CHUNK_WANT_WRITE));
     core_set_host(core, c, HOST_NONE);
     if (was_valid)
-        pool->policy->ops->remove(pool->policy, c, evicted, core->tick);
+        pool->policy->ops->remove(pool->policy, c, why != EVICT_NOT, core->tick);
     if (chunk->host_slot != KVT_SLOT_NONE)
         core_slot_free(core, pool, chunk->host_slot);
     chunk->host_slot = KVT_SLOT_NONE;
-    if (evicted) {
+    if (why != EVICT_NOT) {
+        core->stats[KVT_STAT_EVICT_HOST_ROOM + why]++;
         STAT(core, EVICT_HOST_CHUNKS)++;
         STAT(core, EVICT_HOST_BYTES) += chunk_ns(core, c)->desc.chunk_bytes;
     }
 }
 
-void core_forget_nvme(struct kvt_core *core, uint32_t c, bool evicted)
+void core_forget_nvme(struct kvt_core *core, uint32_t c, enum evict_reason why)
 {
     struct chunk *chunk = &core->chunks[c];
     struct slab_pool *pool = &core->pool[NVME];
     KVT_ASSERT(chunk->nvme_state == NVME_VALID && chunk->host_state != HOST_READING);
     core_set_nvme(core, c, NVME_NONE);
-    pool->policy->ops->remove(pool->policy, c, evicted, core->tick);
+    pool->policy->ops->remove(pool->policy, c, why != EVICT_NOT, core->tick);
     (void)core_slot_stale(pool, chunk->nvme_slot); /* has its bits since the slab has a class */
     core_slot_free(core, pool, chunk->nvme_slot);
     chunk->nvme_slot = KVT_SLOT_NONE;
-    if (evicted) {
+    if (why != EVICT_NOT) {
+        core->stats[KVT_STAT_EVICT_NVME_ROOM + why]++;
         STAT(core, EVICT_NVME_CHUNKS)++;
         STAT(core, EVICT_NVME_BYTES) += chunk_ns(core, c)->desc.chunk_bytes;
     }
@@ -52,12 +60,12 @@ void core_delete(struct kvt_core *core, uint32_t c)
     core_chunk_drop(core, c);
 }
 
-static void forget(struct kvt_core *core, enum tier tier, uint32_t c)
+static void forget(struct kvt_core *core, enum tier tier, uint32_t c, enum evict_reason why)
 {
     if (tier == HOST)
-        core_forget_host(core, c, true);
+        core_forget_host(core, c, why);
     else
-        core_forget_nvme(core, c, true);
+        core_forget_nvme(core, c, why);
     if (core->chunks[c].host_state == HOST_NONE && core->chunks[c].nvme_state == NVME_NONE)
         core_chunk_drop(core, c);
 }
@@ -75,7 +83,7 @@ static bool evict_one(struct kvt_core *core, enum tier tier, unsigned size_class
     if (c == KVT_CHUNK_NONE)
         return false;
     KVT_ASSERT(core->chunks[c].flags & (CHUNK_CANDIDATE << tier));
-    forget(core, tier, c);
+    forget(core, tier, c, EVICT_ROOM);
     return true;
 }
 
@@ -101,7 +109,7 @@ static bool demote_one(struct kvt_core *core, unsigned size_class)
         const struct chunk *chunk = &core->chunks[c];
         if (core_removable(chunk) && chunk->host_state == HOST_VALID &&
             chunk->nvme_state == NVME_VALID) {
-            forget(core, HOST, c);
+            forget(core, HOST, c, EVICT_ROOM);
             return true;
         }
     }
@@ -166,9 +174,9 @@ static bool slab_can_go(const struct kvt_core *core, const struct slab_pool *poo
 static void remove_whole(struct kvt_core *core, uint32_t c)
 {
     if (core->chunks[c].host_state == HOST_VALID)
-        core_forget_host(core, c, true);
+        core_forget_host(core, c, EVICT_SLAB);
     if (core->chunks[c].nvme_state == NVME_VALID)
-        core_forget_nvme(core, c, true);
+        core_forget_nvme(core, c, EVICT_SLAB);
     core_chunk_drop(core, c);
 }
 
@@ -180,7 +188,7 @@ static void slab_empty(struct kvt_core *core, struct slab_pool *pool, uint32_t s
         if (root & OWNER_FREE)
             continue;
         if (has_other_copy(&core->chunks[root], pool->tier)) {
-            forget(core, pool->tier, root);
+            forget(core, pool->tier, root, EVICT_SLAB);
             continue;
         }
         for (uint32_t c = deepest(core, root); c != root;) {
@@ -251,17 +259,14 @@ static bool evict_indexed(struct kvt_core *core, enum tier tier, unsigned size_c
     if (c == KVT_CHUNK_NONE)
         return false;
     uint32_t slot = core->chunks[c].nvme_slot;
-    forget(core, tier, c);
-    STAT(core, EVICT_INDEX_COPIES)++;
+    forget(core, tier, c, EVICT_INDEX);
     if (tier == HOST)
         return true;
     (void)core_meta_drop(core, slot); /* there is room for it: see core_room_index() */
     /* Its copy in memory goes too, or else one chunk after the other would lose only one of two. */
     if (core->chunks[c].host_state == HOST_VALID &&
-        (core->chunks[c].flags & (CHUNK_CANDIDATE << HOST)) != 0) {
-        forget(core, HOST, c);
-        STAT(core, EVICT_INDEX_COPIES)++;
-    }
+        (core->chunks[c].flags & (CHUNK_CANDIDATE << HOST)) != 0)
+        forget(core, HOST, c, EVICT_INDEX);
     return true;
 }
 

@@ -416,8 +416,15 @@ uint64_t core_slot_offset(const struct kvt_core *core, uint32_t host_slot);
 /* A slot for the chunk, evicting if need be; NONE: none to be had now. */
 uint32_t core_room(struct kvt_core *core, enum tier tier, uint32_t chunk);
 bool core_room_index(struct kvt_core *core); /* one free chunk record, evicting if need be */
-void core_forget_host(struct kvt_core *core, uint32_t c, bool evicted);
-void core_forget_nvme(struct kvt_core *core, uint32_t c, bool evicted);
+/* Why a copy leaves its tier; in the order of the counters. */
+enum evict_reason {
+    EVICT_ROOM,  /* for a chunk of its size */
+    EVICT_SLAB,  /* for a slab of another size */
+    EVICT_INDEX, /* for a record */
+    EVICT_NOT,   /* it was lost, or an operator wanted it so */
+};
+void core_forget_host(struct kvt_core *core, uint32_t c, enum evict_reason why);
+void core_forget_nvme(struct kvt_core *core, uint32_t c, enum evict_reason why);
 /* At rest and unpinned: may leave the index altogether. */
 bool core_removable(const struct chunk *chunk);
 bool core_at_rest(const struct chunk *chunk); /* the same, whoever pins it */

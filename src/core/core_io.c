@@ -418,7 +418,7 @@ static void nvme_lost_in_use(struct kvt_core *core, uint32_t c, enum kvt_status 
 static void read_failed(struct kvt_core *core, uint32_t c, enum kvt_status status)
 {
     struct chunk *chunk = &core->chunks[c];
-    core_forget_host(core, c, false);
+    core_forget_host(core, c, EVICT_NOT);
     if (chunk->flags & CHUNK_UNHASHED) {
         core_chunk_reap(core, c);
     } else if (chunk->flags & CHUNK_VERIFY) {

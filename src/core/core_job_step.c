@@ -76,7 +76,7 @@ static bool drop_host(struct kvt_core *core, const struct job *job, uint32_t c)
     if (is_protected(job, chunk) || in_use(chunk) || !core_at_rest(chunk) ||
         chunk->host_state != HOST_VALID)
         return false;
-    core_forget_host(core, c, false);
+    core_forget_host(core, c, EVICT_NOT);
     STAT(core, REMOVED_HOST_CHUNKS)++;
     return true;
 }
@@ -148,7 +148,7 @@ static enum verdict act_delete(struct kvt_core *core, struct job *job, uint32_t 
     if (job->tiers == KVT_WHERE_NVME) {
         if (chunk->flags & CHUNK_VERIFY)
             return LATER;
-        core_forget_nvme(core, c, false);
+        core_forget_nvme(core, c, EVICT_NOT);
         STAT(core, REMOVED_NVME_CHUNKS)++;
     }
     changed(core, job, c);

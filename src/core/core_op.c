@@ -193,7 +193,7 @@ static void reserve_undo(struct kvt_core *core, struct op *op, struct item *item
         reserved_bytes(core, op, false);
     else
         op->n_waiting--;
-    core_forget_host(core, item->chunk, false);
+    core_forget_host(core, item->chunk, EVICT_NOT);
     core_chunk_drop(core, item->chunk);
     item->state = ITEM_DONE;
 }

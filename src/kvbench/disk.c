@@ -19,7 +19,7 @@ struct kvt_disk {
     uint64_t next; /* offset of the next transfer */
     struct kvt_disk_way way;
     uint64_t n_buffers, next_buffer;
-    bool *is_used; /* of each buffer: a transfer is under way */
+    bool *is_used;               /* of each buffer: a transfer is under way */
     struct kvt_scratch *scratch; /* NULL: not prepared */
     bool is_registered;          /* its memory, with the ring */
     struct io_uring ring;

@@ -207,6 +207,8 @@ START_TEST(leased_chunks_are_not_evicted)
         fixture_store(&f, s, ns, 2 + i, 100 + 8 * i, 8, 0);
     ck_assert_uint_eq(fixture_held(&f, s, ns, 0, 8), 8);
     ck_assert_uint_gt(fixture_stat(&f, KVT_STAT_EVICT_HOST_CHUNKS), 0);
+    ck_assert_uint_eq(fixture_stat(&f, KVT_STAT_EVICT_HOST_ROOM),
+                      fixture_stat(&f, KVT_STAT_EVICT_HOST_CHUNKS));
 }
 END_TEST
 

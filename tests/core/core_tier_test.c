@@ -510,6 +510,8 @@ START_TEST(a_new_size_gets_slabs_of_another)
     fixture_store(&f, s, other, 20, 500, 2, 0);
     ck_assert_uint_eq(fixture_held(&f, s, other, 500, 2), 2);
     ck_assert_uint_ge(fixture_stat(&f, KVT_STAT_EVICT_HOST_CHUNKS), 4);
+    ck_assert_uint_eq(fixture_stat(&f, KVT_STAT_EVICT_HOST_SLAB),
+                      fixture_stat(&f, KVT_STAT_EVICT_HOST_CHUNKS));
     ck_assert_uint_ge(fixture_stat(&f, KVT_STAT_CHUNKS), 8);
 }
 END_TEST
@@ -719,6 +721,9 @@ START_TEST(what_a_full_index_evicted_stays_gone)
         f.n_answers = 0;
     }
     ck_assert_uint_ne(where(0) & KVT_WHERE_NVME, 0);
+    ck_assert_uint_gt(fixture_stat(&f, KVT_STAT_EVICT_NVME_INDEX), 0);
+    ck_assert_uint_eq(fixture_stat(&f, KVT_STAT_EVICT_NVME_INDEX),
+                      fixture_stat(&f, KVT_STAT_EVICT_NVME_CHUNKS));
     uint64_t n_chunks = fixture_stat(&f, KVT_STAT_CHUNKS);
     restart(0);
     ck_assert_uint_eq(fixture_stat(&f, KVT_STAT_CHUNKS), n_chunks);

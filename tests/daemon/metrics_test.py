@@ -26,6 +26,14 @@ KVBENCH = TRACE = DEPLOY = ""
 SAMPLE = re.compile(r'^([a-z_]+)(?:\{(.*)\})? (\S+)$')
 
 
+def total(samples, name, labels):
+    """The sum of what has these labels, as PromQL's sum(name{labels})."""
+    found = [value for (n, has), value in samples.items() if n == name and set(labels) <= set(has)]
+    if not found:
+        raise KeyError((name, labels))
+    return sum(found)
+
+
 def parse(text):
     """{(name, ((label, value), ...)): number} of the exposition format."""
     samples = {}
@@ -58,8 +66,7 @@ class TestCase(agent_test.TestCase):
         status, text = self.get(agent, "/metrics")
         self.assertEqual(status, 200, text)
         samples = parse(text)
-        return lambda name, **labels: samples[name, tuple(sorted(labels.items()))]
-
+        return lambda name, **labels: total(samples, name, labels.items())
 
     def replay(self, agent, *args):
         """What kvbench counted."""
@@ -417,7 +424,7 @@ class Prometheus(TestCase):
         self.assertTrue(r["agent"]["evict_host_chunks"] and r["agent"]["evict_nvme_chunks"], r)
         for name, labels, value in self.truth(r):
             pairs = ",".join(f'{k}="{v}"' for k, v in labels.items())
-            self.wait_for(port, f"{name}{{{pairs}}}", value)
+            self.wait_for(port, f"sum({name}{{{pairs}}})", value)
         hits = r["hits_host"] + r["hits_nvme"]
         self.wait_for(port, 'sum(kvtier_lookup_hit_chunks_total)', hits)
         self.wait_for(port, 'sum(kvtier_lookup_hit_chunks_total) / sum(kvtier_lookup_keys_total)',

@@ -229,6 +229,14 @@ void sim_node_flush(struct sim *sim)
                         stats[KVT_STAT_CORRUPT_CHUNKS] + stats[KVT_STAT_NVME_READ_ERRORS] +
                         stats[KVT_STAT_DELETED_CHUNKS] + stats[KVT_STAT_REMOVED_HOST_CHUNKS] +
                         stats[KVT_STAT_REMOVED_NVME_CHUNKS];
+    SIM_CHECK(sim,
+              stats[KVT_STAT_EVICT_HOST_CHUNKS] == stats[KVT_STAT_EVICT_HOST_ROOM] +
+                                                       stats[KVT_STAT_EVICT_HOST_SLAB] +
+                                                       stats[KVT_STAT_EVICT_HOST_INDEX] &&
+                  stats[KVT_STAT_EVICT_NVME_CHUNKS] == stats[KVT_STAT_EVICT_NVME_ROOM] +
+                                                           stats[KVT_STAT_EVICT_NVME_SLAB] +
+                                                           stats[KVT_STAT_EVICT_NVME_INDEX],
+              "every eviction has one reason");
     /* What was committed first may have made room for the rest. */
     sim_model_fresh(sim, n_losses != sim->n_losses);
     sim->n_losses = n_losses;

@@ -169,9 +169,8 @@ struct kvt_admin_pin {
  * *n_found_p: how many of the keys.
  *
  * @return KVT_OK; KVT_ERR_MISS (none is held); KVT_ERR_INVAL (namespace, number of keys, owner);
- *         KVT_ERR_NOSPACE (table full, or the chunks of all pins would take more than half of the host
- *         tier).
- *         err names the cause.
+ *         KVT_ERR_NOSPACE (table full, or the chunks of all pins would take more than half of the
+ * host tier). err names the cause.
  */
 enum kvt_status kvt_core_pin(struct kvt_core *core, uint32_t ns, const struct kvt_key *keys,
                              unsigned n, const char *owner, uint64_t ttl_ns, uint64_t now_ns,
