@@ -23,7 +23,9 @@
 #define FRAMES_AT_ONCE  1000  /* of each after a pause */
 #define PAUSE_NS        (2 * KVT_NS_PER_MS) /* before who sent too many is read again */
 #define ACCEPT_RETRY_NS (100 * KVT_NS_PER_MS)
-#define FLUSH_NS        (200 * KVT_NS_PER_MS) /* for what is on its way at the end */
+#define UNREAD_NS       (10 * KVT_NS_PER_S)   /* for a client to read something of what waits */
+#define FLUSH_NS        (200 * KVT_NS_PER_MS) /* the same, and for all of it, at the end */
+#define SHUT_NS         (2 * KVT_NS_PER_S)    /* from shut to the end of the last connection */
 
 #define PREFACE_BYTES      24
 #define FRAME_HEADER_BYTES 9
@@ -42,6 +44,7 @@ struct connection {
     uint32_t n_skip;     /* bytes before the next frame's header: of the preface or a frame */
     unsigned n_header;   /* of its bytes were seen */
     uint32_t n_payload;  /* as far as the header says yet */
+    uint64_t moved_ns;   /* when the client last took something, or out was empty */
     bool deaf;           /* gRPC takes no more; what it has said is still on its way */
     short client_events; /* of the last poll */
     short inner_events;
@@ -52,9 +55,11 @@ struct gate {
     gate_deliver_fn deliver;
     void *arg;
     int wake_fd;
-    _Atomic int state; /* enum gate_state */
+    _Atomic int state;    /* enum gate_state */
+    pthread_mutex_t lock; /* while a connection is delivered, and to shut: then none is any more */
     pthread_t thread;
     uint64_t accept_ns; /* not before */
+    uint64_t shut_ns;   /* when it was seen to be shut; 0: open */
     uint64_t now_ns, counted_ns;
     unsigned n;
     struct connection connections[CONNECTIONS_MAX];
@@ -87,14 +92,22 @@ static void connection_begin(struct gate *gate, int fd)
         close(fd);
         return;
     }
-    *c = (struct connection){
-        .client = fd, .inner = pair[0], .frames = FRAMES_AT_ONCE, .n_skip = PREFACE_BYTES};
+    *c = (struct connection){.client = fd,
+                             .inner = pair[0],
+                             .frames = FRAMES_AT_ONCE,
+                             .n_skip = PREFACE_BYTES,
+                             .moved_ns = gate->now_ns};
     gate->n++;
     gate->deliver(gate->arg, pair[1]);
 }
 
 static void accept_next(struct gate *gate)
 {
+    pthread_mutex_lock(&gate->lock);
+    if (atomic_load(&gate->state) != GATE_OPEN) {
+        pthread_mutex_unlock(&gate->lock);
+        return;
+    }
     int fd = accept4(gate->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd >= 0) {
         connection_begin(gate, fd);
@@ -103,6 +116,7 @@ static void accept_next(struct gate *gate)
                 strerror(errno));
         gate->accept_ns = gate->now_ns + ACCEPT_RETRY_NS;
     }
+    pthread_mutex_unlock(&gate->lock);
 }
 
 /* --- bytes ------------------------------------------------------------------------------------ */
@@ -156,7 +170,7 @@ static unsigned frames_count(struct connection *c)
 }
 
 /* False: the connection is over. */
-static bool connection_pass(struct connection *c)
+static bool connection_pass(struct connection *c, uint64_t now_ns)
 {
     if ((c->client_events & (POLLERR | POLLHUP | POLLNVAL)) != 0)
         return false; /* nobody is there to be answered */
@@ -173,18 +187,36 @@ static bool connection_pass(struct connection *c)
         c->in.head = c->in.tail;
         c->deaf = true;
     }
-    return pipe_write(&c->out, c->client);
+    size_t head = c->out.head;
+    bool open = pipe_write(&c->out, c->client);
+    if (pipe_empty(&c->out) || c->out.head > head)
+        c->moved_ns = now_ns;
+    return open;
+}
+
+/*
+ * When a connection is over at the latest. gRPC cannot end one whose client does not read: it waits
+ * for its own write first, and so would its shutdown.
+ */
+static uint64_t connection_due(const struct gate *gate, const struct connection *c)
+{
+    uint64_t due = UINT64_MAX;
+    if (!pipe_empty(&c->out))
+        due = c->moved_ns + (gate->shut_ns == 0 ? UNREAD_NS : FLUSH_NS);
+    return gate->shut_ns == 0 ? due : KVT_MIN(due, gate->shut_ns + SHUT_NS);
 }
 
 /* --- the loop --------------------------------------------------------------------------------- */
 
 static void frames_refill(struct gate *gate)
 {
-    uint64_t passed = KVT_MIN(gate->now_ns - gate->counted_ns, KVT_NS_PER_S);
-    int64_t more = (int64_t)(passed * FRAMES_PER_S / KVT_NS_PER_S / KVT_MAX(gate->n, 1));
+    uint64_t frame_ns = KVT_NS_PER_S / FRAMES_PER_S * KVT_MAX(gate->n, 1u);
+    int64_t more =
+        (int64_t)KVT_MIN((gate->now_ns - gate->counted_ns) / frame_ns, (uint64_t)FRAMES_AT_ONCE);
     if (more == 0)
         return;
-    gate->counted_ns = gate->now_ns;
+    gate->counted_ns =
+        more < FRAMES_AT_ONCE ? gate->counted_ns + (uint64_t)more * frame_ns : gate->now_ns;
     for (struct connection *c = gate->connections; c < gate->connections + CONNECTIONS_MAX; c++)
         c->frames = KVT_MIN(c->frames + more, FRAMES_AT_ONCE);
 }
@@ -193,10 +225,10 @@ static void frames_refill(struct gate *gate)
 static nfds_t wait_list(const struct gate *gate, struct pollfd *fds, int *timeout_ms_p)
 {
     nfds_t n = 0;
-    int timeout_ms = -1;
+    uint64_t due = UINT64_MAX;
     bool accept = atomic_load(&gate->state) == GATE_OPEN;
     if (accept && gate->accept_ns > gate->now_ns) {
-        timeout_ms = (int)((gate->accept_ns - gate->now_ns) / KVT_NS_PER_MS) + 1;
+        due = gate->accept_ns;
         accept = false;
     }
     fds[n++] = (struct pollfd){.fd = gate->wake_fd, .events = POLLIN};
@@ -211,9 +243,14 @@ static nfds_t wait_list(const struct gate *gate, struct pollfd *fds, int *timeou
         /* A hang-up is told even if nothing is asked for: look away until it may be dealt with. */
         fds[n++] = (struct pollfd){.fd = inner != 0 ? c->inner : -1, .events = inner};
         if (throttled)
-            timeout_ms = PAUSE_NS / KVT_NS_PER_MS;
+            due = KVT_MIN(due, gate->now_ns + PAUSE_NS);
+        if (c->client >= 0)
+            due = KVT_MIN(due, connection_due(gate, c));
     }
-    *timeout_ms_p = timeout_ms;
+    uint64_t wait_ns = due - KVT_MIN(due, gate->now_ns);
+    *timeout_ms_p = due == UINT64_MAX
+                        ? -1
+                        : (int)((wait_ns + KVT_NS_PER_MS - 1) / KVT_NS_PER_MS); /* 10 s at most */
     return n;
 }
 
@@ -227,6 +264,8 @@ static void gate_turn(struct gate *gate)
         timeout_ms = PAUSE_NS / KVT_NS_PER_MS;
     (void)poll(fds, n, timeout_ms);
     gate->now_ns = kvt_now_ns();
+    if (gate->shut_ns == 0 && atomic_load(&gate->state) != GATE_OPEN)
+        gate->shut_ns = gate->now_ns;
     frames_refill(gate);
     if (fds[0].revents != 0)
         (void)eventfd_read(gate->wake_fd, &ignored);
@@ -234,7 +273,10 @@ static void gate_turn(struct gate *gate)
         struct connection *c = &gate->connections[i];
         c->client_events = fds[2 + 2 * i].revents;
         c->inner_events = fds[3 + 2 * i].revents;
-        if (c->client >= 0 && (c->client_events | c->inner_events) != 0 && !connection_pass(c))
+        if (c->client < 0)
+            continue;
+        bool open = (c->client_events | c->inner_events) == 0 || connection_pass(c, gate->now_ns);
+        if (!open || gate->now_ns >= connection_due(gate, c))
             connection_end(gate, c);
     }
     if (fds[1].revents != 0)
@@ -270,11 +312,13 @@ enum kvt_status gate_open(int listen_fd, gate_deliver_fn deliver, void *arg, str
     gate->arg = arg;
     for (unsigned i = 0; i < CONNECTIONS_MAX; i++)
         gate->connections[i].client = gate->connections[i].inner = -1;
+    pthread_mutex_init(&gate->lock, NULL);
     gate->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     int error = gate->wake_fd < 0 ? errno : pthread_create(&gate->thread, NULL, gate_main, gate);
     if (error != 0) {
         if (gate->wake_fd >= 0)
             close(gate->wake_fd);
+        pthread_mutex_destroy(&gate->lock);
         free(gate);
         return kvt_error_set(err, KVT_ERR_NOMEM,
                              "control: cannot start a thread: %s; check ulimit -n and -u",
@@ -286,7 +330,9 @@ enum kvt_status gate_open(int listen_fd, gate_deliver_fn deliver, void *arg, str
 
 static void state_set(struct gate *gate, enum gate_state state)
 {
+    pthread_mutex_lock(&gate->lock);
     atomic_store(&gate->state, (int)state);
+    pthread_mutex_unlock(&gate->lock);
     (void)eventfd_write(gate->wake_fd, 1);
 }
 
@@ -302,5 +348,6 @@ void gate_close(struct gate *gate)
     state_set(gate, GATE_CLOSING);
     pthread_join(gate->thread, NULL);
     close(gate->wake_fd);
+    pthread_mutex_destroy(&gate->lock);
     free(gate);
 }

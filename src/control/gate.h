@@ -25,7 +25,7 @@ typedef void (*gate_deliver_fn)(void *arg, int fd);
  */
 enum kvt_status gate_open(int listen_fd, gate_deliver_fn deliver, void *arg, struct gate **gate_p,
                           struct kvt_error *err) KVT_MUST_CHECK;
-/** Accept no more. */
+/** Accept no more; when it returns none is delivered any more. Connections end within 2 s. */
 void gate_shut(struct gate *gate);
 /** Who got the sockets has closed all of them: clients get what is on its way to them, if they
  * take it within a moment. NULL is fine. */

@@ -260,13 +260,16 @@ static bool evict_indexed(struct kvt_core *core, enum tier tier, unsigned size_c
         return false;
     uint32_t slot = core->chunks[c].nvme_slot;
     forget(core, tier, c, EVICT_INDEX);
+    STAT(core, EVICT_INDEX_COPIES)++;
     if (tier == HOST)
         return true;
     (void)core_meta_drop(core, slot); /* there is room for it: see core_room_index() */
     /* Its copy in memory goes too, or else one chunk after the other would lose only one of two. */
     if (core->chunks[c].host_state == HOST_VALID &&
-        (core->chunks[c].flags & (CHUNK_CANDIDATE << HOST)) != 0)
+        (core->chunks[c].flags & (CHUNK_CANDIDATE << HOST)) != 0) {
         forget(core, HOST, c, EVICT_INDEX);
+        STAT(core, EVICT_INDEX_COPIES)++;
+    }
     return true;
 }
 

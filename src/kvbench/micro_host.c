@@ -11,6 +11,7 @@
 #include "scratch.h"
 
 #define ROUND_BYTES (UINT64_C(256) << 20) /* so that the first wake-up is not the measurement */
+#define ROUND_SHARE 4                     /* or the arena by this, if that is less */
 #define OP_BYTES    (UINT64_C(8) << 20)
 #define DEPTH       4
 #define WARM_ROUNDS 2
@@ -116,7 +117,8 @@ enum kvt_status kvt_micro_host(struct kvt_micro *micro, bool store, bool load,
                                uint64_t object_bytes, struct kvt_error *err)
 {
     struct host_case c = {.object_bytes = object_bytes};
-    c.n = (uint32_t)KVT_MAX(ROUND_BYTES / object_bytes, UINT64_C(4));
+    uint64_t round_bytes = KVT_MIN(ROUND_BYTES, micro->arena_bytes / ROUND_SHARE);
+    c.n = (uint32_t)KVT_MAX(round_bytes / object_bytes, UINT64_C(4));
     c.batch = (uint32_t)KVT_MAX(OP_BYTES / object_bytes, UINT64_C(1));
     enum kvt_status status =
         kvt_mover_open(micro->socket, object_bytes, c.n, micro->seed, &c.mover, err);

@@ -35,8 +35,9 @@ KINDS = {"tiers": ("name", lambda row, space, pid: True),
 
 
 def still(row):
-    """A row without what changes while one looks."""
-    return {name: value for name, value in row.items() if not name.endswith("_ms")}
+    """A row without what changes while one looks: ages, and what leases of the load pin."""
+    return {name: value for name, value in row.items()
+            if not name.endswith("_ms") and name != "pinned_bytes"}
 
 
 def yaml_rows(text):

@@ -246,12 +246,7 @@ _Static_assert(sizeof(struct kvt_wire_load) == 40, "wire");
     X(LOADED_NVME_BYTES, loaded_nvme_bytes, "bytes of these")                                      \
     X(EVICT_HOST_BYTES, evict_host_bytes, "bytes of the chunks evicted from host memory")          \
     X(EVICT_NVME_BYTES, evict_nvme_bytes, "bytes of the chunks evicted from NVMe")                 \
-    X(EVICT_HOST_ROOM, evict_host_room, "evictions from host memory for a chunk of that size")     \
-    X(EVICT_HOST_SLAB, evict_host_slab, "evictions from host memory for a slab of another size")   \
-    X(EVICT_HOST_INDEX, evict_host_index, "evictions from host memory for room in the index")      \
-    X(EVICT_NVME_ROOM, evict_nvme_room, "evictions from NVMe for a chunk of that size")            \
-    X(EVICT_NVME_SLAB, evict_nvme_slab, "evictions from NVMe for a slab of another size")          \
-    X(EVICT_NVME_INDEX, evict_nvme_index, "evictions from NVMe for room in the index")             \
+    X(EVICT_INDEX_COPIES, evict_index_copies, "evictions, of either tier, for room in the index")  \
     X(DELETED_CHUNKS, deleted_chunks, "chunks deleted by an operator")                             \
     X(DELETED_BYTES, deleted_bytes, "bytes of these")                                              \
     X(REMOVED_HOST_CHUNKS, removed_host_chunks, "host copies removed by an operator, NVMe's kept") \
@@ -264,7 +259,13 @@ _Static_assert(sizeof(struct kvt_wire_load) == 40, "wire");
     X(META_ERRORS, meta_errors, "changes of the metadata that failed")                             \
     X(ADMIN_PINS, admin_pins, "pins of operators")                                                 \
     X(ADMIN_PINNED_CHUNKS, admin_pinned_chunks, "chunks that they hold")                           \
-    X(JOBS, jobs, "open jobs of operators")
+    X(JOBS, jobs, "open jobs of operators")                                                        \
+    X(EVICT_HOST_ROOM, evict_host_room, "evictions from host memory for a chunk of that size")     \
+    X(EVICT_HOST_SLAB, evict_host_slab, "evictions from host memory for a slab of another size")   \
+    X(EVICT_HOST_INDEX, evict_host_index, "evictions from host memory for room in the index")      \
+    X(EVICT_NVME_ROOM, evict_nvme_room, "evictions from NVMe for a chunk of that size")            \
+    X(EVICT_NVME_SLAB, evict_nvme_slab, "evictions from NVMe for a slab of another size")          \
+    X(EVICT_NVME_INDEX, evict_nvme_index, "evictions from NVMe for room in the index")
 
 enum kvt_stat {
 #define KVT_STAT_ENUM(upper, lower, help) KVT_STAT_##upper,
