@@ -96,9 +96,9 @@ class KVTierOffloadingConnector(OffloadingConnector):
     def set_xfer_handshake_metadata_pp_aware(self, metadata):
         found = {rank: rows for rank, rows in metadata.items() if isinstance(rows, Rows)}
         if len(found) < len(metadata):
-            compat.log.error("KVTier: another connector took the workers' handshake; put "
-                             "KVTierOffloadingConnector before it in MultiConnector, else nothing "
-                             "is stored or loaded")
+            compat.log.error("KVTier: another connector took the workers' handshake, of which "
+                             "MultiConnector passes on one alone; nothing is stored or loaded: use "
+                             "KVTierOffloadingConnector without a connector that needs it (NIXL)")
         for tier in self._tiers:
             tier.describe(found)
 

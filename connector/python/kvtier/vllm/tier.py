@@ -119,8 +119,9 @@ class KVTierSecondaryTier(SecondaryTierManager):
         compat.check_parallel(vllm_config)
         self._groups = kv_cache_config.kv_cache_groups
         self._windows = [window_of(group.kv_cache_spec) for group in self._groups]
-        rows = np.asarray(primary_kv_view)
-        self._address, self._n_rows, self._row_bytes = rows.ctypes.data, *rows.shape
+        # No array is kept: while one is, vLLM cannot give the memory back if we refuse below.
+        self._address = np.asarray(primary_kv_view).ctypes.data
+        self._n_rows, self._row_bytes = primary_kv_view.shape
         if self._row_bytes > CHUNK_BYTES_MAX:
             raise ValueError(
                 f"KVTier: chunks of {self._row_bytes} bytes; an agent takes at most "
