@@ -7,8 +7,8 @@
  *
  * Lists are read page by page. A cursor is a number to hand back; 0 begins, and 0 in *cursor_p says
  * that the list is at its end. What exists all the while is listed exactly once, what comes or goes
- * in between at most once. A call looks at no more than KVT_ADMIN_SCAN_MAX records, so a page may
- * be short or empty although more follows.
+ * in between at most once; a key that is deleted and stored again is two such. A call looks at no
+ * more than KVT_ADMIN_SCAN_MAX records, so a page may be short or empty although more follows.
  */
 #ifndef KVT_CORE_ADMIN_H
 #define KVT_CORE_ADMIN_H
