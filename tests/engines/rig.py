@@ -105,7 +105,7 @@ class Rig:
             self.kv = legacy_caches(self.kvc, layout, full)
         for view in self.kv.values():
             view.fill_(GARBAGE)
-        told = self.kv
+        told, self.gpu = self.kv, gpu
         if gpu is not None:
             self.kv, told = gpu.moved(self.kv)
         hash_fn = get_hash_fn_by_name(hash_algo)
@@ -187,6 +187,7 @@ class Rig:
 
     def write(self, name, blocks, offsets, values):
         t = self.kv[name]
+        values = values.to(t.device)
         if KVCacheLayout is not None or self.layout == "packed":
             t[blocks, :, offsets] = values[:, None, None].expand(-1, t.shape[1], t.shape[3])
         elif self.layout == "kv_first":
@@ -195,6 +196,8 @@ class Rig:
             t[blocks, :, offsets] = values[:, None, None, None].expand(-1, 2, HEADS, HEAD_SIZE)
 
     def forward(self, out):
+        if self.gpu is not None:
+            self.gpu.compute()
         for rid, n in out.num_scheduled_tokens.items():
             tables = self.scheduler.kv_cache_manager.get_block_ids(rid)
             done = self.computed[rid]
@@ -204,7 +207,7 @@ class Rig:
                 ids = torch.tensor(tables[group])
                 first = max(0, done - window + 1) if window else 0
                 blocks, offsets = ids[position // self.block], position % self.block
-                seen = self.read(name, blocks[first:done], offsets[first:done])
+                seen = self.read(name, blocks[first:done], offsets[first:done]).cpu()
                 wrong = (seen != (values[first:done] + layer)[:, None]).any(1).nonzero()
                 if len(wrong):
                     i = int(wrong[0]) + first

@@ -3,7 +3,7 @@
 
 Usage: rig_test.py KVTIERD MODEL_FOLDER [unittest arguments]
 environment: KVT_SCHEDULES  random schedules (default 40); KVT_SEED  of the first one (default 1);
-             KVT_SECONDS  none begins after so many
+             KVT_SECONDS  none begins after so many; KVT_GPU  real: KV is on this machine's GPU
 """
 
 import collections
@@ -18,12 +18,14 @@ import unittest
 
 from agent import Agent
 from fake_gpu import FakeGpu
+from real_gpu import RealGpu
 from rig import LAYOUTS, KVCacheLayout, Rig
 
 from kvtier.vllm import compat, keys, layout, port, worker
 from kvtier.vllm.settings import Settings
 
 KVTIERD = MODEL = ""
+GPU = RealGpu() if os.environ.get("KVT_GPU") == "real" else None
 CASE_S = 280
 SCHEDULE_S = 60
 HYBRID = compat.TransferResults is not None
@@ -115,10 +117,13 @@ class LayoutsTest(EngineCase):
 
 
 class GpuTest(EngineCase):
-    """KV in the memory of a GPU, with a stand-in for the driver; see fake_gpu.py."""
+    """KV in the memory of a GPU: a real one, or a stand-in for the driver; see fake_gpu.py."""
 
     def setUp(self):
         super().setUp()
+        if GPU is not None:
+            self.gpu = GPU
+            return
         self.gpu = FakeGpu(self.agent.folder)
         for owner, name, made in (
                 (compat, "byte_buffer", self.gpu.byte_buffer),
@@ -154,6 +159,7 @@ class GpuTest(EngineCase):
         self.assertEqual(rig.stats["failed_loads"], 1)
         self.assertEqual(rig.leaks(), 0)
 
+    @unittest.skipIf(GPU, "a real driver does not refuse on demand")
     def test_cuda_refuses_a_call(self):
         """Of a store or a load: it is as if there were no agent for that one."""
         fail = self.gpu.driver.fake_fail
@@ -399,7 +405,7 @@ class RandomTest(EngineCase):
     def schedule(self, source):
         window = source.choice((0, 0, 64)) if HYBRID else 0
         worker.LATE_NS = 50_000_000
-        rig = Rig(MODEL, self.agent.socket, layout=source.choice(LAYOUTS),
+        rig = Rig(MODEL, self.agent.socket, layout=source.choice(LAYOUTS), gpu=GPU,
                   blocks=(window and 24) + source.choice((30, 40, 64)), window=window,
                   caching=source.random() < 0.5, max_len=320, block=16,
                   budget=source.choice((48, 128, 256)), seqs=source.choice((3, 8)),

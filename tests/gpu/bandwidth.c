@@ -49,46 +49,22 @@ static void must_status(enum kvt_status status, const struct kvt_error *err)
     must(status == KVT_OK, err->msg);
 }
 
-struct gpu {
-    struct kvt_cuda_device device;
-    struct kvt_pin pin;
-    struct kvt_arena arena;
-    kvt_cu_ptr cache;
-    uint64_t cache_bytes;
-};
-
-static void gpu_open(struct gpu *g, uint32_t kernel_below_bytes, bool is_pinned)
+static void gpu_open(struct parts_gpu *gpu, uint32_t kernel_below_bytes, bool is_pinned)
 {
-    const kvtier_cuda options = {
-        .size = sizeof(options), .library = library, .kernel_below_bytes = kernel_below_bytes};
-    struct kvt_error err;
-    memset(g, 0, sizeof(*g));
-    g->cache_bytes = is_small ? 64 * KVT_MIB : KVT_GIB;
-    must(parts_arena_init(&g->arena, ARENA_BASE, is_small ? 64 * KVT_MIB : KVT_GIB), "no memory");
-    must_status(kvt_cuda_device_open(&g->device, &options, &err), &err);
-    must_status(kvt_cuda_thread_init(&g->device, &err), &err);
-    must_status(kvt_pin_init(&g->pin, &g->device, &err), &err);
-    kvt_pin_start(&g->pin, &g->arena, is_pinned ? SLAB_BYTES : 0);
-    must(g->device.api.mem_alloc(&g->cache, g->cache_bytes) == KVT_CU_OK, "no memory of the GPU");
-    if (is_pinned)
-        parts_pin_all(&g->pin, &g->arena);
-}
-
-static void gpu_close(struct gpu *g)
-{
-    struct CUctx_st *context;
-    kvt_pin_stop(&g->pin);
-    kvt_pin_fini(&g->pin);
-    (void)g->device.api.mem_free(g->cache);
-    (void)g->device.api.context_pop(&context);
-    kvt_cuda_device_close(&g->device);
-    parts_arena_fini(&g->arena);
+    parts_gpu_open(gpu, &(struct parts_gpu_options){
+                            .library = library,
+                            .kernel_below_bytes = kernel_below_bytes,
+                            .arena_base = ARENA_BASE,
+                            .arena_bytes = is_small ? 64 * KVT_MIB : KVT_GIB,
+                            .cache_bytes = is_small ? 64 * KVT_MIB : KVT_GIB,
+                            .slab_bytes = is_pinned ? SLAB_BYTES : 0,
+                        });
 }
 
 /* --- threads that copy until a time is over -------------------------------------------------- */
 
 struct mover {
-    struct gpu *gpu;
+    struct parts_gpu *gpu;
     const struct geometry *geometry; /* NULL: raw */
     pthread_t thread;
     bool is_load;
@@ -189,8 +165,8 @@ struct figures {
     double load, store; /* GB/s */
 };
 
-static struct figures movers_run(struct gpu *g, const struct geometry *geometry, uint32_t n_load,
-                                 uint32_t n_store)
+static struct figures movers_run(struct parts_gpu *g, const struct geometry *geometry,
+                                 uint32_t n_load, uint32_t n_store)
 {
     struct mover movers[2 * LANES];
     struct figures made = {0, 0};
@@ -219,7 +195,7 @@ struct row {
     double load, store, both_load, both_store;
 };
 
-static struct row row_measure(struct gpu *g, const struct geometry *geometry, uint32_t n)
+static struct row row_measure(struct parts_gpu *g, const struct geometry *geometry, uint32_t n)
 {
     (void)movers_run(g, geometry, n, n); /* streams and clocks warm */
     struct figures both = movers_run(g, geometry, n, n);
@@ -252,7 +228,7 @@ static void geometries_measure(void)
     };
     const char *comma = "";
     for (unsigned w = 0; w < KVT_ARRAY_LEN(ways); w++) {
-        struct gpu gpu;
+        struct parts_gpu gpu;
         gpu_open(&gpu, ways[w].kernel_below_bytes, ways[w].is_pinned);
         for (unsigned i = 0; i < KVT_ARRAY_LEN(geometries); i++) {
             struct geometry *g = &geometries[i];
@@ -272,14 +248,14 @@ static void geometries_measure(void)
             printf("}");
             comma = ",";
         }
-        gpu_close(&gpu);
+        parts_gpu_close(&gpu);
     }
 }
 
 /* Chunks of one size in pieces of growing size: where the two ways meet is the threshold. */
 static void pieces_measure(bool by_kernel)
 {
-    struct gpu gpu;
+    struct parts_gpu gpu;
     const char *comma = "";
     gpu_open(&gpu, by_kernel ? KERNEL_ONLY : ENGINE_ONLY, true);
     for (uint32_t bytes = 2048; bytes <= (is_small ? 4096u : 262144u); bytes *= 2) {
@@ -291,12 +267,12 @@ static void pieces_measure(bool by_kernel)
                load.load, store.store);
         comma = ",";
     }
-    gpu_close(&gpu);
+    parts_gpu_close(&gpu);
 }
 
 int main(int argc, char **argv)
 {
-    struct gpu gpu;
+    struct parts_gpu gpu;
     for (int i = 1; i + 1 < argc; i += 2) {
         if (strcmp(argv[i], "--library") == 0)
             library = argv[i + 1];
@@ -310,7 +286,7 @@ int main(int argc, char **argv)
     printf("{\"unit\": \"GB/s\", \"batch_call\": %s, \"kernels\": %s,\n \"raw\": {",
            gpu.device.api.batch_v2 != NULL || gpu.device.api.batch != NULL ? "true" : "false",
            kvt_gather_image() != NULL ? "true" : "false");
-    gpu_close(&gpu);
+    parts_gpu_close(&gpu);
     row_print(&raw);
     printf("},\n \"copies\": [");
     geometries_measure();

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "parts.h"
 
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -36,4 +38,44 @@ void parts_pin_all(struct kvt_pin *pin, const struct kvt_arena *arena)
     const struct timespec moment = {.tv_nsec = 1000000};
     while (!kvt_pin_ready(pin, arena->maps[0].base, arena->maps[0].bytes))
         nanosleep(&moment, NULL);
+}
+
+static void must(enum kvt_status status, const struct kvt_error *err)
+{
+    if (status == KVT_OK)
+        return;
+    fprintf(stderr, "gpu: %s\n", err->msg);
+    exit(1);
+}
+
+void parts_gpu_open(struct parts_gpu *gpu, const struct parts_gpu_options *options)
+{
+    const kvtier_cuda attach = {.size = sizeof(attach),
+                                .library = options->library,
+                                .kernel_below_bytes = options->kernel_below_bytes};
+    struct kvt_error err = {.status = KVT_ERR_NOMEM, .msg = "no memory for an arena and a cache"};
+    memset(gpu, 0, sizeof(*gpu));
+    gpu->cache_bytes = options->cache_bytes;
+    if (!parts_arena_init(&gpu->arena, options->arena_base, options->arena_bytes))
+        must(KVT_ERR_NOMEM, &err);
+    must(kvt_cuda_device_open(&gpu->device, &attach, &err), &err);
+    must(kvt_cuda_thread_init(&gpu->device, &err), &err);
+    must(kvt_pin_init(&gpu->pin, &gpu->device, &err), &err);
+    kvt_pin_start(&gpu->pin, &gpu->arena, options->slab_bytes);
+    unsigned result = gpu->device.api.mem_alloc(&gpu->cache, gpu->cache_bytes);
+    if (result != KVT_CU_OK)
+        must(kvt_cuda_error(&gpu->device.api, result, "cannot make a cache", &err), &err);
+    if (options->slab_bytes != 0)
+        parts_pin_all(&gpu->pin, &gpu->arena);
+}
+
+void parts_gpu_close(struct parts_gpu *gpu)
+{
+    struct CUctx_st *context;
+    kvt_pin_stop(&gpu->pin);
+    kvt_pin_fini(&gpu->pin);
+    (void)gpu->device.api.mem_free(gpu->cache);
+    (void)gpu->device.api.context_pop(&context);
+    kvt_cuda_device_close(&gpu->device);
+    parts_arena_fini(&gpu->arena);
 }
