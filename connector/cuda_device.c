@@ -7,7 +7,7 @@
 #include "kvt/util.h"
 
 /* Shorter pieces keep a copy engine from reaching the link's speed. tests/gpu/run measures where
- * the two meet; until it was run on a GPU this is an estimate from 1 to 2 us per piece. */
+ * the two meet: between 16 and 32 KiB on an H200 (docs/measurements.md). */
 #define SHORT_BYTES_DEFAULT (32 * KVT_KIB)
 
 /* Without kernels everything goes by copy engine, which is slower where pieces are short. */
