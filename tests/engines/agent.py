@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A real agent in a folder of its own, for as long as a test wants it."""
 
+import json
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ import tempfile
 import time
 
 START_S = 30
+SETTLE_S = 10
 
 
 class Agent:
@@ -65,6 +67,26 @@ class Agent:
 
     def resume(self):
         self._process.send_signal(signal.SIGCONT)
+
+    def stats(self):
+        """The agent's counters by name."""
+        kvctl = os.path.join(os.path.dirname(os.path.dirname(self._command[0])), "kvctl", "kvctl")
+        out = subprocess.run([kvctl, "stat", "--socket", self.socket, "-o", "json"], check=True,
+                             stdin=subprocess.DEVNULL, capture_output=True, timeout=START_S)
+        return {stat["name"]: int(stat["value"]) for stat in json.loads(out.stdout)["stats"]}
+
+    def until(self, **wanted):
+        """Waits until counters have the values wanted; raises AssertionError if they do not get
+        them."""
+        end = time.monotonic() + SETTLE_S
+        while True:
+            stats = self.stats()
+            found = {name: stats[name] for name in wanted}
+            if found == wanted:
+                return
+            if time.monotonic() > end:
+                raise AssertionError(f"agent: {found} instead of {wanted}")
+            time.sleep(0.02)
 
     def corrupt(self):
         """Flips a byte in every 64 KiB of the store, but for its superblock; of a stopped agent."""

@@ -21,6 +21,8 @@ from fake_gpu import FakeGpu
 from real_gpu import RealGpu
 from rig import LAYOUTS, KVCacheLayout, Rig
 
+from vllm.v1.core import kv_cache_utils
+
 from kvtier.vllm import compat, keys, layout, port, worker
 from kvtier.vllm.settings import Settings
 
@@ -35,6 +37,16 @@ TOKENS = [i * 37 % 900 + 5 for i in range(320)]
 def family(seed, n):
     source = random.Random(seed)
     return [source.randrange(5, 900) for _ in range(n)]
+
+
+def adapter(folder, weights, number=1, name="x"):
+    """A LoRA adapter in folder, with these weights; the rig's KV depends on them."""
+    weights, _, config = weights.partition(" but with ")
+    for file, content in (("adapter.safetensors", weights), ("adapter_config.json", config)):
+        with open(os.path.join(folder, file), "w", encoding="ascii") as out:
+            out.write(content)
+    return types.SimpleNamespace(lora_name=name, lora_path=folder, lora_int_id=number,
+                                 adapter_id=number, weights=weights + config)
 
 
 class EngineCase(unittest.TestCase):
@@ -98,7 +110,7 @@ class LayoutsTest(EngineCase):
                 self.assertEqual(rig.stats["loaded_tokens"], 64 + 240)
                 self.assertEqual(rig.leaks(), 0)
 
-    @unittest.skipUnless(HYBRID, "the layout has no name in this release")
+    @unittest.skipUnless(KVCacheLayout, "the layout has no name in this release")
     def test_another_layout_shares_nothing(self):
         self.cold(layout="LBHNC")
         rig = self.cold(layout="BLHNC")
@@ -209,6 +221,17 @@ class FailuresTest(EngineCase):
         rig.run()
         self.assertEqual(rig.leaks(), 0)
 
+    def test_a_late_lookup_holds_no_lease(self):
+        self.cold()
+        rig = self.rig(extra={"lookup_timeout_ms": 50, "lease_ms": 60_000})
+        self.agent.pause()
+        rig.add(TOKENS, max_tokens=1)
+        rig.run()
+        self.assertEqual(rig.stats["lookup_timeouts"], 1)
+        self.agent.resume()
+        self.assertNotIn("hit_tokens", rig.stats)
+        self.agent.until(leases=0)
+
     def test_a_lost_completion_ends_by_the_deadline(self):
         self.cold()
         worker.LATE_NS, before = 50_000_000, worker.LATE_NS
@@ -268,9 +291,6 @@ class FailuresTest(EngineCase):
 
 
 class IsolationTest(EngineCase):
-    LORA = staticmethod(lambda name, path: types.SimpleNamespace(
-        lora_name=name, lora_path=path, lora_int_id=1, adapter_id=1))
-
     def test_salts_do_not_meet(self):
         rig = self.rig(caching=True)
         for salt in ("a", "b", None):
@@ -283,22 +303,72 @@ class IsolationTest(EngineCase):
             other.run()
         self.assertEqual(other.stats["loaded_tokens"], 3 * 320)
 
+    def lora_run(self, rig, lora, tokens=TOKENS):
+        """@return chunks it stored."""
+        rig.scheduler.lora_config = None
+        before = rig.stats.get("stored_chunks", 0)
+        rig.add(tokens, lora=lora, max_tokens=1)
+        rig.run()
+        self.assertEqual(rig.leaks(), 0)
+        return rig.stats.get("stored_chunks", 0) - before
+
     def test_an_adapter_of_the_same_name_with_other_weights(self):
-        weights = os.path.join(self.agent.folder, "adapter.safetensors")
-        for n, content in enumerate((b"one", b"two")):
-            with open(weights, "wb") as file:
-                file.write(content)
+        for content in ("one", "two", "one but with another alpha"):
             rig = self.rig()
-            rig.add(TOKENS, lora=self.LORA("x", self.agent.folder), max_tokens=1)
-            rig.scheduler.lora_config = None
-            rig.run()
+            lora = adapter(self.agent.folder, content)
+            self.assertEqual(self.lora_run(rig, lora), 20)
             self.assertNotIn("hit_tokens", rig.stats, content)
+            rig = self.rig()
+            self.assertEqual(self.lora_run(rig, lora), 0)
+            self.assertEqual(rig.stats["loaded_tokens"], 320)
+
+    def test_a_name_that_gets_other_weights_while_the_engine_runs(self):
+        """vLLM's own cache then has the KV of both under one name."""
+        engine = self.rig()
+        engine.wrong_hits = True
+        self.assertEqual(self.lora_run(engine, adapter(self.agent.folder, "one"), TOKENS[:160]), 10)
+        two = adapter(self.agent.folder, "two", number=2)
+        self.assertEqual(self.lora_run(engine, two), 0)  # 160 tokens are those of one
+        self.assertEqual(self.lora_run(engine, two, family(1, 160)), 10)  # it computes all of it
+        self.assertNotIn("hit_tokens", engine.stats)
+        engine = self.rig()
+        self.assertEqual(self.lora_run(engine, two), 20)
+        self.lora_run(engine, two, family(1, 160))
+        self.assertEqual(engine.stats["loaded_tokens"], 160)
+
+    def test_a_number_that_gets_other_weights(self):
+        """The worker has the files of either: nobody knows."""
+        engine = self.rig()
+        engine.wrong_hits = True
+        one = adapter(self.agent.folder, "one")
+        engine.add(TOKENS[:20], lora=one, max_tokens=60)
+        while (saved := engine.stats.get("save_chunks", 0)) == 0:
+            engine.step()
+        two = adapter(self.agent.folder, "two")  # runs with one's files, or both with two's
+        two.weights = "one"
+        with self.assertLogs(compat.log, "WARNING") as logs:
+            engine.add(TOKENS, lora=two, max_tokens=1)
+        for text in ("adapter x", "number 1", self.agent.folder, "as a new adapter"):
+            self.assertIn(text, logs.output[0])
+        engine.run()
+        self.assertEqual(self.lora_run(engine, one, family(2, 160)), 0)
+        self.assertEqual(engine.stats["save_chunks"], saved)
+        two = adapter(self.agent.folder, "two", number=2)
+        engine = self.rig()
+        self.assertEqual(self.lora_run(engine, two), 20)
+        self.assertNotIn("hit_tokens", engine.stats)
+
+    def test_an_adapter_without_files(self):
+        lora = adapter(self.agent.folder, "one")
+        lora.lora_path = "org/name-that-nobody-loaded"
+        for _ in range(2):
+            self.assertEqual(self.lora_run(self.rig(), lora), 0)
 
     def test_salt_and_adapter_of_the_same_name(self):
-        adapters = keys.Adapters()
-        names = {keys.request_domain(*a, adapters) for a in
-                 (("x", "", ""), ("", "x", ""), ("x", "x", ""), ("", "x", "y"), ("xx", "", ""))}
-        self.assertEqual(len(names), 5)
+        names = {keys.request_domain(*a) for a in
+                 (("x", "", "", b""), ("", "x", "", b""), ("x", "x", "", b""), ("", "x", "y", b""),
+                  ("", "x", "", b"y"), ("xx", "", "", b""))}
+        self.assertEqual(len(names), 6)
 
     def test_another_hash_root_shares_nothing(self):
         self.cold()
@@ -315,7 +385,7 @@ class IsolationTest(EngineCase):
         with self.assertLogs(compat.log, "WARNING") as logs:
             compat.check_hashes("xxhash", Settings(allow_weak_hash=True))
         self.assertIn("PYTHONHASHSEED", logs.output[0])
-        if not HYBRID:
+        if not hasattr(kv_cache_utils, "get_none_hash_seed"):
             with self.assertLogs(compat.log, "WARNING"):
                 compat.check_hashes("sha256", Settings())
 

@@ -18,7 +18,7 @@ import unittest
 
 from agent import Agent
 from rig import KVCacheLayout, LAYOUTS, Rig
-from rig_test import TOKENS, drive, family
+from rig_test import TOKENS, adapter, drive, family
 
 import kvtier
 from kvtier.vllm import tier as tier_module
@@ -135,6 +135,16 @@ class HitsTest(TierCase):
                 rig = self.rig(extra=extra)
                 self.run_rig(rig, TOKENS[:80] + [3] * 20)
                 self.assertEqual(self.run_rig(rig), 1)
+
+    def test_windows_and_chunks_of_several_blocks_and_a_full_cpu_cache(self):
+        for per in (2, 4):
+            with self.subTest(blocks=per):
+                settings = {"window": 64, "max_len": 600, "rows": 4 * per,
+                            "extra": {"blocks_per_chunk": per}}
+                self.cold(**settings)
+                rig = self.rig(**settings)
+                for tokens in (TOKENS[:100], TOKENS, family(per, 200), TOKENS):
+                    self.run_rig(rig, tokens, max_tokens=20)
 
     def test_two_groups_over_the_same_bytes(self):
         self.cold(window=64, max_len=600)
@@ -331,6 +341,37 @@ class FailuresTest(TierCase):
         rig.tier._port.poll = lambda: [op for op in poll() for _ in range(2)]
         self.assertEqual(self.run_rig(rig), 1)
 
+    def test_a_completion_that_makes_no_sense_takes_no_other_with_it(self):
+        self.cold()
+        tier_module.LATE_NS = 50_000_000
+        rig = self.rig(tier={"load_timeout_ms": 100, "save_timeout_ms": 100})
+        poll, broken = rig.tier._port.poll, []
+
+        def polled():
+            ops = poll()
+            for op in ops:
+                if op.kind == "load" and not broken:
+                    broken.append(op)
+                    op.statuses = None
+            return broken[:1] + ops if ops else ops
+        rig.tier._port.poll = polled
+        with self.assertLogs("vllm.kvtier", "ERROR"):
+            self.run_rig(rig)
+        self.assertEqual(len(broken), 1)
+        self.assertEqual(rig.tier.counts["unloaded"], 20)
+        self.assertEqual(rig.tier.counts["stored"], 20)
+
+    def test_a_late_lookup_holds_no_lease(self):
+        self.cold()
+        rig = self.rig(tier={"lookup_timeout_ms": 50, "lease_ms": 60_000})
+        rig.add(TOKENS, max_tokens=1)
+        self.agent.pause()
+        while rig.tier.counts["lookup_timeouts"] == 0:
+            rig.step()
+        self.agent.resume()
+        self.agent.until(leases=0)  # the request goes on, and has none
+        rig.run()
+
     def test_a_full_queue_of_the_library(self):
         self.cold()
         for name in ("lookup", "load", "store"):
@@ -443,27 +484,76 @@ class IsolationTest(TierCase):
         self.assertEqual([self.run_rig(self.rig()) for _ in range(2)], [320, 1])
 
     def test_salts_and_adapters(self):
-        weights = os.path.join(self.agent.folder, "adapter.safetensors")
-        lora = types.SimpleNamespace(lora_name="x", lora_path=self.agent.folder, lora_int_id=1,
-                                     adapter_id=1)
-        requests = ({"salt": "a"}, {"salt": "b"}, {"lora": lora}, {})
-        for content, wanted in ((b"one", 320), (b"one", 1)):
-            with open(weights, "wb") as file:
-                file.write(content)
+        folder = self.agent.folder
+        one = adapter(folder, "one")
+        requests = ({"salt": "a"}, {"salt": "b"}, {"lora": one}, {})
+        for wanted in (320, 1):
             for request in requests:
-                rig = self.rig()
-                rig.scheduler.lora_config = None
-                self.assertEqual(self.run_rig(rig, **request), wanted, request)
-        with open(weights, "wb") as file:
-            file.write(b"two")
-        rig = self.rig()
-        self.assertEqual(self.run_rig(rig, lora=lora), 320)
+                self.assertEqual(self.run_lora(self.rig(), **request), wanted, request)
+        for weights in ("two", "two but with another alpha"):
+            self.assertEqual(self.run_lora(self.rig(), lora=adapter(folder, weights)), 320)
+
+    def run_lora(self, rig, tokens=TOKENS, **request):
+        rig.scheduler.lora_config = None
+        return self.run_rig(rig, tokens, **request)
+
+    def test_a_name_that_gets_other_weights_while_the_engine_runs(self):
+        """vLLM's own caches have the KV of both under one name then."""
+        folder = self.agent.folder
+        engine = self.rig()
+        engine.wrong_hits = True
+        self.run_lora(engine, TOKENS[:160], lora=adapter(folder, "one"))
+        self.assertEqual(engine.tier.counts["stored"], 10)
+        two = adapter(folder, "two", number=2)
+        self.run_lora(engine, lora=two)
+        self.run_lora(engine, family(1, 160), lora=two)
+        self.assertEqual(engine.tier.counts["stored"], 10)
+        self.assertEqual(self.run_lora(self.rig(), lora=two), 320)
+        self.assertEqual(self.run_lora(self.rig(), lora=two), 1)
+
+    def test_a_number_that_gets_other_weights_in_mid_request(self):
+        folder = self.agent.folder
+        engine = self.rig(extra={"offload_prompt_only": False})
+        engine.wrong_hits = True
+        engine.scheduler.lora_config = None
+        one = adapter(folder, "one")
+        engine.add(TOKENS[:40], lora=one, max_tokens=60)
+        for _ in range(4):
+            engine.step()
+        stored = engine.tier.counts["stored"]
+        engine.add(TOKENS, lora=adapter(folder, "two"), max_tokens=1)
+        engine.run()
+        self.assert_idle(engine)
+        self.assertLessEqual(engine.tier.counts["stored"], stored + 2)  # under way until then
+        two = adapter(folder, "two", number=2)
+        self.assertEqual(self.run_lora(self.rig(), lora=two), 320)
 
     def test_the_plain_connector_is_refused(self):
         with self.assertRaisesRegex(ValueError, "KVTierOffloadingConnector"):
             Rig(MODEL, None, connector="OffloadingConnector", module=None, extra={
                 "spec_name": "CpuTieringSpec", "spec_module_path": "cpu_tiering",
                 "cpu_bytes_to_use": 64 * ROW, "secondary_tiers": [{"type": "kvtier"}]})
+
+    def test_another_group_of_another_layout(self):
+        """Rows have the pages of all groups."""
+        tier = self.rig(window=64, max_len=600).tier
+        rows, = tier._workers
+        seen = set()
+        for layouts in (rows.layouts, (rows.layouts[0], "another"), ("another", rows.layouts[1])):
+            tier.describe({(0, 0): types.SimpleNamespace(layouts=layouts, dtypes=rows.dtypes)})
+            self.assertTrue(tier._ready())
+            seen.update(tier._handles)
+        self.assertEqual(len(seen), 3 * len(rows.layouts))
+
+    def test_what_makes_no_tier_is_refused(self):
+        for extra, words in (
+                ({"spec_name": "CPUOffloadingSpec"}, "spec_name.*CPUOffloadingSpec.*leave"),
+                ({"spec_name": 5}, "spec_name 5.*leave"),
+                ({"secondary_tiers": {"type": "kvtier"}}, "secondary_tiers.*not a list.*write"),
+                ({"secondary_tiers": ["kvtier"]}, "secondary_tiers.*not a list.*write"),
+                ({"secondary_tiers": None}, "secondary_tiers.*not a list.*write")):
+            with self.subTest(extra=extra), self.assertRaisesRegex(ValueError, words):
+                self.rig(extra=extra)
 
     def test_mistakes_are_named(self):
         with self.assertRaises(ValueError) as caught:

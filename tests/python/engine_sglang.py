@@ -47,6 +47,7 @@ def stand_in_torchvision():
 
 stand_in_torchvision()
 
+from sglang.srt.lora.lora_registry import LoRARef  # noqa: E402
 from sglang.srt.managers.cache_controller import HiCacheController  # noqa: E402
 from sglang.srt.mem_cache.hicache_storage import PoolName  # noqa: E402
 from sglang.srt.mem_cache.hybrid_cache.hybrid_cache_controller import (  # noqa: E402
@@ -465,9 +466,20 @@ class SGLang(TestCase):
             return n
 
         self.assertEqual((found(), found()), (0, 256))
-        for name in ("config.json", "model.safetensors", "adapter/adapter_model.safetensors"):
+        for name in ("config.json", "model.safetensors", "adapter/adapter_model.safetensors",
+                     "adapter/adapter_config.json"):
             written(name, '{"rope_theta": 1}')
             self.assertEqual((found(), found()), (0, 256), name)
+
+    def test_an_adapter_that_is_loaded_later(self):
+        """Its weights are in no revision: SGLang gives it a number that nobody else has."""
+        server = Server(self)
+        for _ in range(2):
+            adapter = LoRARef(lora_name="a", lora_path=self.folder)
+            key = RadixKey(tokens(256), extra_key=adapter.lora_id)
+            self.assertEqual(server.prefetch(key)[0], 0)
+            self.assertEqual(server.backup(key, server.fill(256)), 256)
+            self.assertEqual(server.prefetch(key)[0], 256)
 
     def test_weights_from_the_hub(self):
         cache = os.path.join(self.folder, "hub")

@@ -10,7 +10,9 @@ from typing import Any
 
 _SAMPLES = 16
 _SAMPLE_BYTES = 4096
+_READ_BYTES = 1 << 20
 WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 def field(text: str | bytes) -> bytes:
@@ -50,6 +52,42 @@ def folder_digest(folder: str) -> bytes | None:
         return digest.digest()
     except OSError:
         return None
+
+
+def adapter_files(path: str) -> list[str]:
+    """What a LoRA adapter's effect depends on. Raises OSError."""
+    if os.path.isfile(path):
+        return [path]
+    return [os.path.join(path, n) for n in sorted(os.listdir(path))
+            if n.endswith(WEIGHTS) or n == ADAPTER_CONFIG]
+
+
+def adapter_digest(path: str) -> bytes | None:
+    """Of all of an adapter's weights and of its configuration; None when there are none. Adapters
+    are small, and may differ in few places."""
+    try:
+        files = adapter_files(path)
+        if not any(name.endswith(WEIGHTS) for name in files):
+            return None
+        digest = hashlib.sha256()
+        for name in files:
+            content = hashlib.sha256()
+            with open(name, "rb") as file:
+                while part := file.read(_READ_BYTES):
+                    content.update(part)
+            digest.update(field(os.path.basename(name)) + content.digest())
+        return digest.digest()
+    except OSError:
+        return None
+
+
+def local_folder(path: str, revision: str | None = None) -> str:
+    """Where the files of a model or adapter are: the path, or what was loaded from the hub to a
+    folder of this machine. Raises what the hub's client raises where nothing was."""
+    if os.path.exists(path):
+        return path
+    from huggingface_hub import snapshot_download
+    return snapshot_download(path, revision=revision, local_files_only=True)
 
 
 def model_revision(path: str, revision: str | None, config: dict[str, Any],

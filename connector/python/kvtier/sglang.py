@@ -34,7 +34,7 @@ from sglang.srt.mem_cache.hicache_storage import HiCacheStorage
 from sglang.srt.observability.metrics_collector import StorageMetrics
 
 from . import BATCH_MAX, KEY_BYTES, Client, Layouts, Namespace, Op, Status
-from .identity import folder_digest, model_revision, short
+from .identity import adapter_digest, local_folder, model_revision, short
 
 log = logging.getLogger("kvtier.sglang")
 
@@ -116,15 +116,6 @@ def _statuses(done: Op) -> list[int]:
     return [] if done.statuses is None else done.statuses.tolist()
 
 
-def _local(path: str, revision: str | None = None) -> str:
-    """Where the files of a model or adapter are: the path, or what was loaded from the hub to a
-    folder of this machine. Raises what the hub's client raises where nothing was."""
-    if os.path.exists(path):
-        return path
-    from huggingface_hub import snapshot_download
-    return snapshot_download(path, revision=revision, local_files_only=True)
-
-
 def _revision() -> str:
     """Of this server's weights, and of what else changes the KV that they make."""
     from sglang.srt.runtime_context import get_server_args
@@ -132,12 +123,14 @@ def _revision() -> str:
     names = ("dtype", "quantization", "kv_cache_dtype", "load_format", "json_model_override_args",
              "attention_backend", "prefill_attention_backend", "model_impl")
     facts: dict[str, Any] = {name: str(getattr(args, name, None)) for name in names}
-    # SGLang's keys know an adapter by its name and path, whatever is in its files today.
+    # SGLang's keys know an adapter of its arguments by name and path, whatever is in its files
+    # today. One that is loaded later gets a random number, and its pages are found by nobody else.
     facts["lora"] = {
-        f"{ref.lora_name} {ref.lora_path}": (folder_digest(_local(ref.lora_path)) or b"").hex()
+        f"{ref.lora_name} {ref.lora_path}":
+            (adapter_digest(local_folder(ref.lora_path)) or b"").hex()
         for ref in getattr(args, "lora_paths", None) or []}
     config = {}
-    model = _local(str(args.model_path), getattr(args, "revision", None))
+    model = local_folder(str(args.model_path), getattr(args, "revision", None))
     file = os.path.join(model, "config.json")
     if os.path.exists(file):
         with open(file, encoding="utf-8") as text:

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import threading
+import types
 
 from vllm.distributed.kv_transfer.kv_connector.v1 import base as _base
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (  # noqa: F401 (for the others)
@@ -88,6 +89,12 @@ def hash_block_tokens(vllm_config, kv_cache_config):
     return tokens
 
 
+def adapter_hash_name(lora):
+    """What block hashes know of an adapter: its name, and since 0.31 its path."""
+    known = getattr(_kv_cache_utils, "_gen_lora_extra_hash_keys", None)
+    return repr(known(types.SimpleNamespace(lora_request=lora))) if known else lora.lora_name
+
+
 # ---- groups ------------------------------------------------------------------------------------
 
 def group_kind(spec):
@@ -148,6 +155,12 @@ def layout_name(vllm_config, kv_cache_config):
         raise ValueError(f"KVTier: KV cache layout {name} is not known; known are "
                          f"{', '.join(KVCacheLayout.__members__)}")
     return name, True
+
+
+def layout_advice():
+    """How to get a layout in which a block's page of a layer is in one piece."""
+    names = "LBHNC or LBNHC" if layout_family() == "std" else "HND or NHD"
+    return f"set VLLM_KV_CACHE_LAYOUT to {names} or choose another --attention-backend"
 
 
 def layout_family():

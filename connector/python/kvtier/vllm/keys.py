@@ -11,53 +11,93 @@ import hashlib
 import os
 
 from kvtier import KEY_BYTES
-from kvtier.identity import WEIGHTS, field, folder_digest
+from kvtier.identity import adapter_digest, adapter_files, field, local_folder
 
 
 class Adapters:
-    """Digests of LoRA adapters, by path; read again when the files change."""
+    """Which weights an engine's LoRA adapters have. A worker takes an adapter's files once for each
+    number (lora_int_id), and the engine's hashes know little more of it than its name. So a number
+    whose files are not known or have changed is not trusted any more: what its requests compute
+    belongs under no key. And a name with which more than one kind of weights came is mixed: the
+    engine's own cache may have the KV of either under it."""
 
-    N_MAX = 1024
+    N_MAX = 65536
+    N_FILES_MAX = 1024
 
-    def __init__(self):
-        self._known = {}
+    def __init__(self, hash_name):
+        """hash_name(lora): what the engine's hashes know of an adapter."""
+        self._hash_name = hash_name
+        self._files = {}    # path -> (signature, digest)
+        self._numbers = {}  # lora_int_id -> [digest or None, its names]
+        self._names = {}    # name -> digest; None: mixed
 
     @staticmethod
     def _signature(path):
-        try:
-            with os.scandir(path) as entries:
-                return tuple(sorted((e.name, e.stat().st_size, e.stat().st_mtime_ns)
-                                    for e in entries if e.name.endswith(WEIGHTS)))
-        except OSError:
-            return ()
+        stats = [(name, os.stat(name)) for name in adapter_files(path)]
+        return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
-    def digest(self, path):
-        signature = self._signature(path)
-        known = self._known.get(path)
+    def _digest(self, lora):
+        try:
+            path = local_folder(os.path.expanduser(lora.lora_path))
+            signature = self._signature(path)
+        except Exception:  # whatever the hub's client raises where nothing was loaded yet
+            return None
+        known = self._files.get(path)
         if known is None or known[0] != signature:
-            if len(self._known) >= self.N_MAX:
-                self._known.clear()
-            known = self._known[path] = signature, folder_digest(path) or b""
+            if len(self._files) >= self.N_FILES_MAX:
+                self._files.clear()
+            known = self._files[path] = signature, adapter_digest(path)
         return known[1]
 
+    def seen(self, lora):
+        """To be called with each request's adapter. @return a digest of its weights, or None: not
+        to be trusted."""
+        digest, name = self._digest(lora), self._hash_name(lora)
+        if lora.lora_int_id not in self._numbers and len(self._numbers) >= self.N_MAX:
+            digest = None
+        elif digest is not None:
+            number = self._numbers.setdefault(lora.lora_int_id, [digest, set()])
+            number[1].add(name)
+            if number[0] != digest:  # older requests of this number may compute with either
+                number[0] = digest = None
+                self._names.update(dict.fromkeys(number[1]))
+        if name in self._names:
+            if self._names[name] != digest:
+                self._names[name] = None
+        elif len(self._names) < self.N_MAX:
+            self._names[name] = digest
+        return digest
 
-def request_domain(cache_salt, lora_name, lora_path, adapters):
-    """Bytes that part requests from each other; None for those with neither adapter nor salt."""
+    def trusted(self, lora):
+        """Whether what is computed with it belongs under its digest."""
+        return self._numbers.get(lora.lora_int_id, (None,))[0] is not None
+
+    def mixed(self, lora):
+        """Whether the engine's own cache may have others' KV for it."""
+        return self._names.get(self._hash_name(lora)) is None
+
+
+def request_domain(cache_salt, lora_name, lora_path, weights):
+    """Bytes that part requests from each other; None for those with neither adapter nor salt.
+    weights: digest of the adapter's."""
     if not cache_salt and not lora_name:
         return None
     digest = hashlib.sha256(b"kvtier request domain 1\0")
     digest.update(field(cache_salt or ""))
     digest.update(field(lora_name or ""))
     digest.update(field(lora_path or ""))
-    digest.update(field(adapters.digest(lora_path) if lora_path else b""))
+    digest.update(field(weights))
     return digest.digest()
 
 
 def domain_of(request, adapters):
-    """request_domain() of an engine's request."""
-    lora = getattr(request, "lora_request", None)
-    return request_domain(getattr(request, "cache_salt", None), lora.lora_name if lora else None,
-                          lora.lora_path if lora else None, adapters)
+    """request_domain() of an engine's request, and whether its KV may be kept under it."""
+    lora, salt = getattr(request, "lora_request", None), getattr(request, "cache_salt", None)
+    if lora is None:
+        return request_domain(salt, "", "", b""), True
+    weights = adapters.seen(lora)
+    return request_domain(salt, lora.lora_name, lora.lora_path, weights or b""), \
+        weights is not None
 
 
 def chunk_key(domain, block_hash):

@@ -8,6 +8,7 @@ handshake at the start of the engine.
 
 import copy
 import dataclasses
+import functools
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorHandshakeMetadata
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
@@ -20,6 +21,7 @@ from .namespace import group_pages
 from .tier import KVTierSecondaryTier
 
 TIER = "kvtier"
+WHERE = "kv_connector_extra_config of KVTierOffloadingConnector"
 
 if TIER not in SecondaryTierFactory._registry:
     SecondaryTierFactory.register_tier(TIER, KVTierSecondaryTier.__module__,
@@ -41,20 +43,32 @@ def describe(vllm_config, kv_cache_config, kv_caches):
             if len(page.offsets) != 1:
                 raise LayoutError(
                     f"KV cache of layer {name}: a block's page is in {len(page.offsets)} pieces "
-                    f"({page.axes}), which vLLM's CPU offloading does not copy right; set "
-                    "--kv-cache-layout LBHNC or LBNHC, or use KVTierConnector")
+                    f"({page.axes}), which vLLM's CPU offloading does not copy right; "
+                    f"{compat.layout_advice()}, or use KVTierConnector")
     return Rows(tuple(group.layout for group in groups), tuple(group.dtype for group in groups))
 
 
 def completed(extra, facts):
-    """kv_connector_extra_config with our tier in it, and the facts in the tier's settings."""
-    tiers = [dict(tier) for tier in extra.get("secondary_tiers", [])]
+    """kv_connector_extra_config with our tier in it, and the facts in the tier's settings. Raises
+    ValueError."""
+    spec = extra.get("spec_name", "TieringOffloadingSpec")
+    if spec == "CPUOffloadingSpec" or not isinstance(spec, str):
+        raise ValueError(
+            f"{WHERE}: spec_name {spec!r} makes no CPU cache with tiers behind it, so nothing "
+            "would reach KVTier; leave spec_name out (TieringOffloadingSpec), or set kv_connector to "
+            "\"OffloadingConnector\"")
+    tiers = extra.get("secondary_tiers", [])
+    if not isinstance(tiers, (list, tuple)) or not all(isinstance(tier, dict) for tier in tiers):
+        raise ValueError(
+            f"{WHERE}: secondary_tiers is {tiers!r}, which is not a list of settings by name; "
+            'write [{"type": "kvtier"}], or leave it out')
+    tiers = [dict(tier) for tier in tiers]
     if not any(tier.get("type") == TIER for tier in tiers):
         tiers.append({"type": TIER})
     for tier in tiers:
         if tier.get("type") == TIER:
             tier.update(facts)
-    return {"spec_name": "TieringOffloadingSpec", **extra, "secondary_tiers": tiers}
+    return {**extra, "spec_name": spec, "secondary_tiers": tiers}
 
 
 def completed_config(vllm_config, facts):
@@ -74,13 +88,22 @@ class KVTierOffloadingConnector(OffloadingConnector):
         compat.check_version()
         facts = {"vllm_config": vllm_config, "kv_cache_config": kv_cache_config} \
             if role == KVConnectorRole.SCHEDULER else {}
-        super().__init__(completed_config(vllm_config, facts), role, kv_cache_config)
+        config = completed_config(vllm_config, facts)
+        super().__init__(config, role, kv_cache_config)
         self._rows = None
         self._tiers = []
-        self._adapters = keys.Adapters()
+        self._adapters = keys.Adapters(compat.adapter_hash_name)
         if role == KVConnectorRole.SCHEDULER:
-            self._tiers = [tier for tier in self.connector_scheduler.manager.secondary_tiers
+            manager, spec = self.connector_scheduler.manager, \
+                config.kv_transfer_config.kv_connector_extra_config["spec_name"]
+            self._tiers = [tier for tier in getattr(manager, "secondary_tiers", ())
                            if isinstance(tier, KVTierSecondaryTier)]
+            if not self._tiers:
+                self.shutdown()
+                raise ValueError(
+                    f"{WHERE}: the {type(manager).__name__} that spec_name {spec!r} made has no tier "
+                    "of KVTier's, so nothing would reach it; leave spec_name out "
+                    "(TieringOffloadingSpec)")
 
     # ---- worker ----------------------------------------------------------------------------
 
@@ -103,10 +126,15 @@ class KVTierOffloadingConnector(OffloadingConnector):
             tier.describe(found)
 
     def on_new_request(self, request):
-        domain = keys.domain_of(request, self._adapters)
+        domain, _ = keys.domain_of(request, self._adapters)
+        usable = functools.partial(self._usable, getattr(request, "lora_request", None))
         for tier in self._tiers:
-            tier.announce(request.request_id, domain)
+            tier.announce(request.request_id, domain, usable)
         super().on_new_request(request)
+
+    def _usable(self, lora):
+        """vLLM's CPU cache, as its hashes, knows an adapter by name: see keys.Adapters."""
+        return lora is None or (self._adapters.trusted(lora) and not self._adapters.mixed(lora))
 
     def reset_cache(self):
         done = super().reset_cache()

@@ -30,24 +30,26 @@ PIN_WAIT_NS = 20_000_000
 
 class _Lookup:
     """All namespaces of all groups for one request; done when open is empty."""
-    __slots__ = ("open", "parts", "sent_ns", "lease_end_ns", "leases", "epoch", "n_hashes")
+    __slots__ = ("open", "parts", "sent_ns", "lease_end_ns", "leases", "epoch", "n_hashes", "ops")
 
     def __init__(self, now, epoch, n_hashes):
         self.open = 0
         self.parts = []  # (group, shard number, part number, n asked) -> n found, as lists
         self.sent_ns, self.lease_end_ns = now, 1 << 63
         self.leases = []
+        self.ops = []
         self.epoch = epoch
         self.n_hashes = n_hashes
 
 
 class _Request:
-    __slots__ = ("request", "domain", "keys", "lookup", "hit_tokens", "no_load", "asked_local",
-                 "blocks", "next_save", "save_at", "no_save", "preemptions", "load_tokens",
-                 "load_start", "load_failed", "give_up_ns")
+    __slots__ = ("request", "lora", "domain", "keys", "lookup", "hit_tokens", "no_load",
+                 "asked_local", "blocks", "next_save", "save_at", "no_save", "preemptions",
+                 "load_tokens", "load_start", "load_failed", "give_up_ns")
 
     def __init__(self, request, domain, n_groups):
         self.request = request
+        self.lora = getattr(request, "lora_request", None)
         self.domain = domain
         self.keys = [[] for _ in range(n_groups)]  # chunk keys by group
         self.lookup = None
@@ -90,7 +92,8 @@ class SchedulerHalf:
         self._plans = plans(vllm_config, kv_cache_config, settings)
         self._align = math.lcm(*(p.chunk_tokens for p in self._plans))
         self._identity = Identity(vllm_config, settings)
-        self._adapters = keys.Adapters()
+        self._warned = set()      # names of adapters that are not trusted
+        self._adapters = keys.Adapters(compat.adapter_hash_name)
         self._shards = frozenset()
         self._n_described = 0
         self._namespaces = None   # [(group, [handles])] once the workers told
@@ -147,15 +150,26 @@ class SchedulerHalf:
                 known.append(keys.chunk_key(state.domain, hashes[end - 1]))
 
     def on_new_request(self, request):
-        domain = keys.domain_of(request, self._adapters)
+        domain, trusted = keys.domain_of(request, self._adapters)
         state = _Request(request, domain, len(self._plans))
-        state.no_save |= not self._may_save
-        state.no_load |= not self._may_load or \
+        if not trusted:
+            self._warn_of(state.lora)
+        state.no_save |= not self._may_save or not trusted
+        state.no_load |= not self._may_load or not trusted or \
             bool(getattr(request, "skip_reading_prefix_cache", False))
         self._requests[request.request_id] = state
         if not state.no_load and self._ready():
             self._send_lookup(state, time.monotonic_ns())
         return state
+
+    def _warn_of(self, lora):
+        if lora.lora_name in self._warned:
+            return
+        self._warned.add(lora.lora_name)
+        compat.log.warning(
+            "KVTier: the weights of adapter %s (number %d) in %s cannot be read, or have changed "
+            "since this engine loaded them; its requests go on without KVTier: load changed "
+            "weights as a new adapter", lora.lora_name, lora.lora_int_id, lora.lora_path)
 
     def _send_lookup(self, state, now):
         """Asks every namespace for the request's chunks; sets hit_tokens where that is moot."""
@@ -178,6 +192,7 @@ class SchedulerHalf:
                     if op is None:
                         break  # queue full: what follows counts as not held
                     self._lookups[op] = lookup, found, len(found), state
+                    lookup.ops.append(op)
                     found.append([len(part), 0])
                     lookup.open += 1
                 lookup.parts.append((group, found))
@@ -192,7 +207,10 @@ class SchedulerHalf:
         if lookup is not None:
             for lease in lookup.leases:
                 self._port.release(lease)
-            lookup.leases = None  # answers still to come give their lease back at once
+            lookup.leases = None  # an answer that came meanwhile gives its lease back
+            if lookup.open:
+                for op in lookup.ops:
+                    self._port.cancel(op)
 
     def _poll(self):
         for done in self._port.poll():
@@ -204,7 +222,7 @@ class SchedulerHalf:
             if done.status == 0:
                 found[place][1] = done.n_ok
                 self._breaker.answered()
-            else:
+            elif lookup.leases is not None:
                 self.stats.add("agent_lost")
             if done.lease:
                 if lookup.leases is None:
@@ -235,6 +253,9 @@ class SchedulerHalf:
         state = self._requests.get(request.request_id)
         if state is None:
             state = self.on_new_request(request)
+        if local and state.lora is not None and self._adapters.mixed(state.lora):
+            state.no_save = True  # what it computes may stand on the KV of other weights
+            return 0, False
         if state.no_load:
             return 0, False
         if not self._polled:
@@ -245,7 +266,7 @@ class SchedulerHalf:
         preemptions = compat.num_preemptions(request)
         if preemptions != state.preemptions:  # asked again as new
             state.preemptions = preemptions
-            state.no_save, state.save_at = not self._may_save, 0
+            state.no_save, state.save_at = not self._may_save, 0  # again from nothing
             state.hit_tokens, state.give_up_ns = None, 0
             self._drop_lookup(state)
         if state.hit_tokens is not None and state.lookup is not None and (
@@ -352,6 +373,9 @@ class SchedulerHalf:
         """Adds to meta the chunks that are complete when this step is over."""
         n = scheduler_output.num_scheduled_tokens.get(req_id, 0)
         if n == 0 or state.blocks is None or state.no_save or not ready:
+            return
+        if state.lora is not None and not self._adapters.trusted(state.lora):
+            state.no_save = True
             return
         request, end = state.request, computed + n
         if not self._settings.save_decode:

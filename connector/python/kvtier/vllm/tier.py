@@ -41,11 +41,12 @@ _LAST = 1 << 62
 
 
 class _Request:
-    __slots__ = ("domain", "verdicts", "batch", "asked_ns", "give_up_ns", "leases", "asked",
-                 "no_store")
+    __slots__ = ("domain", "usable", "verdicts", "batch", "asked_ns", "give_up_ns", "leases",
+                 "asked", "no_store")
 
-    def __init__(self, domain):
+    def __init__(self, domain, usable):
         self.domain = domain
+        self.usable = usable
         self.asked = {}        # offload key -> when, so to say
         self.no_store = False  # holds KV from before a reset
         self.forget()
@@ -167,11 +168,12 @@ class KVTierSecondaryTier(SecondaryTierManager):
             self._forget(state)
             state.no_store = True
 
-    def _layout(self, index):
-        """At most 63 bytes for all that the meaning of a row's bytes depends on."""
+    def _layout(self):
+        """At most 63 bytes for all that the meaning of a row's bytes depends on. Where a group's
+        pages are in a row may depend on those of the others."""
         spec = self._offloading_spec
         facts = [compat.row_facts(spec), self._row_bytes, self._n_ranks(),
-                 *(worker.layouts[index] for worker in self._workers)]
+                 *(worker.layouts for worker in self._workers)]
         digest = hashlib.sha256(repr(facts).encode()).hexdigest()
         return f"row1/{digest[:48]}"
 
@@ -193,7 +195,7 @@ class KVTierSecondaryTier(SecondaryTierManager):
             tokens = group.kv_cache_spec.block_size * self._offloading_spec.blocks_per_chunk
             n_layers = len(group.layer_names)
             made.append(self._port.namespace(self._identity.fields(Shard(
-                index, self._layout(index), self._workers[0].dtypes[index][:15], n_layers, heads,
+                index, self._layout(), self._workers[0].dtypes[index][:15], n_layers, heads,
                 head_dim, 0, tp_size, 0, pp_size, n_segments(self._row_bytes, n_layers),
                 self._row_bytes, tokens), domain, self._epoch)))
         self._handles = made
@@ -203,9 +205,10 @@ class KVTierSecondaryTier(SecondaryTierManager):
 
     # ---- requests --------------------------------------------------------------------------
 
-    def announce(self, request_id, domain):
-        """A request of this engine; domain: see keys.request_domain."""
-        self._requests[request_id] = _Request(domain)
+    def announce(self, request_id, domain, usable):
+        """A request of this engine; domain: see keys.request_domain. usable(): whether rows with
+        its keys have its own KV for sure."""
+        self._requests[request_id] = _Request(domain, usable)
 
     def on_new_request(self, req_context):
         return RequestOffloadingContext()
@@ -218,9 +221,17 @@ class KVTierSecondaryTier(SecondaryTierManager):
 
     def _forget(self, state):
         """Its lookups, also those under way."""
+        self._cancel_lookups(state)
         for lease in state.leases:
             self._port.release(lease)
         state.forget()
+
+    def _cancel_lookups(self, state):
+        """What is answered yet gives its lease back."""
+        for op, (owner, _) in self._lookups.items():
+            if owner is state:
+                self._lookups[op] = None, ()
+                self._port.cancel(op)
 
     @staticmethod
     def _names(state, offload_keys):
@@ -232,8 +243,8 @@ class KVTierSecondaryTier(SecondaryTierManager):
     @_harmless(lambda: LookupResult.MISS)
     def lookup(self, key, req_context):
         state = self._requests.get(req_context.req_id)
-        if state is None:
-            return LookupResult.MISS  # another engine's, through another tier
+        if state is None or not state.usable():
+            return LookupResult.MISS  # another engine's, through another tier; or mixed up
         held = state.verdicts.get(key, _NEW)
         if held is _NEW:
             if self._may_ask is None:
@@ -271,6 +282,7 @@ class KVTierSecondaryTier(SecondaryTierManager):
 
     def _late(self, state):
         """The time is over: what is not known counts as not held."""
+        self._cancel_lookups(state)
         for key, held in state.verdicts.items():
             if held is None:
                 state.verdicts[key] = False
@@ -304,14 +316,15 @@ class KVTierSecondaryTier(SecondaryTierManager):
                 if op is None:
                     state.verdicts.update(dict.fromkeys(asked, False))  # queue full
                     continue
-                self._lookups[op] = state, state.verdicts, asked
+                self._lookups[op] = state, asked
 
     def _answered(self, op):
-        state, verdicts, asked = self._lookups.pop(op)
-        if verdicts is not state.verdicts:  # forgotten meanwhile
+        state, asked = self._lookups.pop(op)
+        if state is None:  # canceled meanwhile
             if op.lease:
                 self._port.release(op.lease)
             return
+        verdicts = state.verdicts
         if op.lease:
             state.leases.append(op.lease)
         if op.status == 0:
@@ -319,7 +332,7 @@ class KVTierSecondaryTier(SecondaryTierManager):
         self.counts["hit"] += op.n_ok
         for i, key in enumerate(asked):
             if verdicts.get(key, _NEW) is not None:
-                continue  # too late for this one
+                continue  # a load of it failed meanwhile
             if i < op.n_ok:
                 verdicts[key] = True
             elif i == op.n_ok or op.status != 0:
@@ -347,7 +360,9 @@ class KVTierSecondaryTier(SecondaryTierManager):
 
     def _submit(self, job, given, deadline_ns):
         state = self._requests.get(job.request_id)
-        if state is None or not self._ready() or (state.no_store and not job.is_load):
+        if state is None or not self._ready():
+            return
+        if not job.is_load and (state.no_store or not state.usable()):
             return
         places = dict(zip(job.keys, compat.job_rows(given)))
         rank = functools.partial(self._rank, state, given.req_context)
@@ -381,9 +396,18 @@ class KVTierSecondaryTier(SecondaryTierManager):
         return self._names(state, [max(before, key=rank)]) if before else None
 
     def _poll(self):
-        for op in self._port.poll():
-            self._completed(op)
-        self._end_late()
+        try:
+            self._take(self._port.poll())
+        finally:
+            self._end_late()
+
+    def _take(self, ops):
+        """One that cannot be made sense of must not take the others with it: its job ends late."""
+        for op in ops:
+            try:
+                self._completed(op)
+            except Exception as err:
+                self._complain(f"{op.kind} of {op.n_items} chunks: {type(err).__name__}: {err}")
 
     def _completed(self, op):
         if op in self._lookups:
@@ -432,8 +456,7 @@ class KVTierSecondaryTier(SecondaryTierManager):
     def drain_jobs(self):
         """Waits for what the jobs' deadlines bound."""
         while self._jobs:
-            for op in self._port.wait(DRAIN_WAIT_S):
-                self._completed(op)
+            self._take(self._port.wait(DRAIN_WAIT_S))
             self._end_late()
 
     def shutdown(self):
