@@ -3,12 +3,14 @@
 such clients, without, and with them at another agent of the same machine, which takes the same share
 of the CPUs and nothing of this agent. In turns; each turn has new agents.
 
-Usage: control_bench.py KVTIERD KVBENCH [ROUNDS [CHUNKS]]
-Needs the package kvtier with its extra [control].
+Usage: control_bench.py KVTIERD KVBENCH [ROUNDS [CHUNKS]] [--hostile]
+--hostile: clients that send nonsense, floods of pings and resets, messages too large and too many
+calls at once, and read nothing. Needs the package kvtier with its extra [control].
 """
 
 import json
 import os
+import random
 import select
 import statistics
 import subprocess
@@ -17,13 +19,56 @@ import tempfile
 import threading
 import time
 
-from kvtier.control import Control
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "control"))
+import hostile  # noqa: E402
+from kvtier.control import Control  # noqa: E402
 
 MODES = ("none", "elsewhere", "here")
 FIGURES = ("p50_us", "p99_us", "close_p50_us", "close_p99_us")
 
 
-def load(path):
+FLOODS = (hostile.frame(hostile.PING, 0, 0, bytes(8)) * 1000,
+          b"".join(hostile.frame(hostile.HEADERS, hostile.END_HEADERS, 2 * i + 1,
+                                 hostile.headers(hostile.CONTROL + "GetNode")) +
+                   hostile.frame(hostile.RST_STREAM, 0, 2 * i + 1, bytes(4)) for i in range(1000)),
+          b"".join(hostile.frame(hostile.HEADERS, hostile.END_HEADERS, 2 * i + 1,
+                                 hostile.headers(hostile.CONTROL + "ListChunks")) +
+                   hostile.frame(hostile.DATA, hostile.END_STREAM, 2 * i + 1, bytes(5))
+                   for i in range(1000)))  # 1000 calls whose answers nobody reads
+TOO_LARGE = hostile.frame(hostile.HEADERS, hostile.END_HEADERS, 1,
+                          hostile.headers(hostile.CONTROL + "Lookup")) + \
+    hostile.frame(hostile.DATA, 0, 1, b"\0\x7f\xff\xff\xff" + bytes(hostile.FRAME_BYTES - 5)) + \
+    hostile.frame(hostile.DATA, 0, 1, bytes(hostile.FRAME_BYTES)) * 300
+
+
+def abuse(path, again):
+    """Threads of all kinds of abuse."""
+    rng = random.Random(1)
+
+    def once(data):
+        peer = hostile.Peer(path)
+        peer.flood(data, 0.2)
+        peer.close()
+        return 1
+
+    def nonsense():
+        peer = hostile.Peer(path, greet=False)
+        peer.send(hostile.nonsense(rng))
+        peer.close()
+        return 1
+
+    def attempt(call):
+        try:
+            return call()
+        except OSError:  # the agent takes no more connections just now
+            time.sleep(0.01)
+            return 0
+
+    return [threading.Thread(target=again, args=(lambda call=call: attempt(call),)) for call in
+            (nonsense, *(lambda data=data: once(data) for data in (*FLOODS, TOO_LARGE)))]
+
+
+def load(path, is_hostile):
     """Threads that ask without a pause, until stdin ends; prints how many calls that were. They
     take a CPU only when nobody else wants it: what they compute with the answers is not asked."""
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
@@ -50,8 +95,8 @@ def load(path):
             agent.wait_job(agent.clear(all_namespaces=True, dry_run=True), timeout=60)
             return 2
 
-        threads = [threading.Thread(target=again, args=(call,))
-                   for call in (chunks, small, lookup, job)]
+        threads = abuse(path, again) if is_hostile else [
+            threading.Thread(target=again, args=(call,)) for call in (chunks, small, lookup, job)]
         for thread in threads:
             thread.start()
         sys.stdin.read()
@@ -83,8 +128,8 @@ class Agent:
         self.process.wait()
 
 
-def measure(kvtierd, kvbench, mode, n_chunks):
-    """kvbench's figures, and how many calls of the API were answered per second."""
+def measure(kvtierd, kvbench, mode, n_chunks, options):
+    """kvbench's figures, and how many calls of the API were answered per second (of abuse: tried)."""
     with tempfile.TemporaryDirectory(prefix="kvt-bench-") as one, \
             tempfile.TemporaryDirectory(prefix="kvt-bench-") as two, \
             Agent(kvtierd, one) as agent, Agent(kvtierd, two) as other:
@@ -97,7 +142,8 @@ def measure(kvtierd, kvbench, mode, n_chunks):
         if mode != "none":
             target = (agent if mode == "here" else other).socket
             client = subprocess.Popen(
-                [sys.executable, __file__, "--load", target.removesuffix(".sock") + ".control.sock"],
+                [sys.executable, __file__, "--load", target.removesuffix(".sock") + ".control.sock",
+                 *options],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         began = time.monotonic()
         done = subprocess.run([*command, agent.socket], check=False, capture_output=True, text=True)
@@ -112,15 +158,16 @@ def measure(kvtierd, kvbench, mode, n_chunks):
 
 def main():
     if sys.argv[1:2] == ["--load"]:
-        load(sys.argv[2])
+        load(sys.argv[2], "--hostile" in sys.argv)
         return
-    kvtierd, kvbench = sys.argv[1:3]
-    rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 5
-    n_chunks = int(sys.argv[4]) if len(sys.argv) > 4 else 100000
+    options = [a for a in sys.argv[1:] if a == "--hostile"]
+    kvtierd, kvbench, *numbers = [a for a in sys.argv[1:] if a not in options]
+    rounds = int(numbers[0]) if numbers else 5
+    n_chunks = int(numbers[1]) if len(numbers) > 1 else 20000
     found = {mode: [] for mode in MODES}
     for number in range(rounds):
         for mode in MODES[number % 3:] + MODES[:number % 3]:
-            result, calls = measure(kvtierd, kvbench, mode, n_chunks)
+            result, calls = measure(kvtierd, kvbench, mode, n_chunks, options)
             found[mode].append(result)
             print(f"{number} {mode:9} {calls:6.0f} calls/s " +
                   " ".join(f"{name} {result[name]:.1f}" for name in FIGURES), flush=True)
