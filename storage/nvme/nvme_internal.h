@@ -44,9 +44,8 @@ struct nvme_xfer {
     unsigned n_pieces;
     unsigned n_published;
     bool has_header;
-    /* How far that is, for the worker that has it: see verify.c. */
+    /* How far that is, for the worker that has it, and whether one has: see verify.c. */
     _Atomic uint64_t arrived;
-    _Atomic bool is_checking;
     uint32_t n_checked; /* segments; the worker's */
     bool is_bad;        /* likewise */
 };

@@ -34,11 +34,12 @@ static void *arena_addr(const struct nvme_tier *tier, uint64_t offset, uint64_t 
  */
 #define INLINE_BYTES (UINT64_C(512) << 10)
 
-/* Where the slot lies; false: the io names a place that does not exist. */
+/* Where the slot lies; false: the io names a place that does not exist, and xfer->chunk is NULL. */
 static bool xfer_place(struct nvme_tier *tier, struct nvme_xfer *xfer, const struct kvt_io *io)
 {
     uint64_t stride = io->slot_bytes + KVT_SLOT_HEADER_BYTES;
     unsigned disk = 0;
+    xfer->chunk = NULL;
     if (io->slab >= tier->files.n_slabs_all || io->slot_bytes % KVT_PAGE_BYTES != 0 ||
         io->chunk_bytes > io->slot_bytes || io->slot_bytes > KVT_CHUNK_BYTES_MAX ||
         io->slot_bytes == 0 || io->slot >= tier->slab_bytes / stride ||
@@ -84,7 +85,12 @@ static unsigned nvme_submit(struct kvt_tier *base, struct kvt_io *const ios[], u
 
 static void fault_log(const struct nvme_xfer *xfer)
 {
-    if (xfer->status == KVT_ERR_CORRUPT)
+    if (xfer->chunk == NULL)
+        kvt_log(KVT_LOG_ERROR,
+                "a transfer names no place of the store or of the arena and was not done; this is "
+                "a fault of the agent, report it slab=%u slot=%u bytes=%" PRIu64,
+                xfer->io->slab, xfer->io->slot, xfer->io->chunk_bytes);
+    else if (xfer->status == KVT_ERR_CORRUPT)
         kvt_log(KVT_LOG_WARN,
                 "chunk on NVMe failed its checksum and is dropped; 'kvctl verify' looks for more "
                 "disk=nvme.disks.%u offset=%" PRIu64 " bytes=%" PRIu64,

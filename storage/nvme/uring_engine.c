@@ -33,11 +33,13 @@ struct nvme_uring {
     /* Transfers with parts not yet in the ring. Somebody waits for a read: they go first. */
     struct nvme_list waiting[2];
     struct nvme_list headers; /* of transfers whose pieces are in the ring; these come next */
-    struct nvme_xfer *landed; /* parts of them ended in this poll; nothing was done with them yet */
-    unsigned n_at_disk;       /* transfers with parts in flight */
-    unsigned n_enter;         /* what may still be told before the reactor comes again */
-    uint64_t enter_bytes;     /* likewise */
-    uint64_t read_bytes;      /* in flight */
+    /* Parts of them ended in this poll; nothing was done with them yet. First come, first served.
+     */
+    struct nvme_xfer *landed, **landed_tail;
+    unsigned n_at_disk;   /* transfers with parts in flight */
+    unsigned n_enter;     /* what may still be told before the reactor comes again */
+    uint64_t enter_bytes; /* likewise */
+    uint64_t read_bytes;  /* in flight */
     /* Set by the registering thread (release) once the kernel took it; read (acquire) at a start.
      */
     _Atomic bool *is_registered;
@@ -234,28 +236,26 @@ static void part_ended(struct nvme_tier *tier, uint64_t tag, int res)
         nvme_part_arrived(xfer, part);
     if (!xfer->has_landed) {
         xfer->has_landed = true;
-        xfer->next_landed = tier->uring->landed;
-        tier->uring->landed = xfer;
+        *tier->uring->landed_tail = xfer;
+        tier->uring->landed_tail = &xfer->next_landed;
     }
 }
 
 /* What becomes of what ended. */
 static void landed_handle(struct nvme_tier *tier)
 {
-    struct nvme_xfer *xfer, *first = NULL;
-    while ((xfer = tier->uring->landed) != NULL) { /* turned around: first come, first served */
-        tier->uring->landed = xfer->next_landed;
-        xfer->next_landed = first;
-        first = xfer;
-    }
-    while ((xfer = first) != NULL) {
-        first = xfer->next_landed;
+    struct nvme_uring *uring = tier->uring;
+    struct nvme_xfer *xfer;
+    *uring->landed_tail = NULL;
+    while ((xfer = uring->landed) != NULL) {
+        uring->landed = xfer->next_landed;
         xfer->has_landed = false;
         if (is_whole(xfer))
             nvme_moved(xfer);
         else if (xfer->status == KVT_OK)
             nvme_parts_check(xfer);
     }
+    uring->landed_tail = &uring->landed;
 }
 
 static void uring_reap(struct nvme_tier *tier)
@@ -327,6 +327,7 @@ int nvme_uring_open(struct nvme_tier *tier)
     for (unsigned i = 0; i < KVT_ARRAY_LEN(uring->waiting); i++)
         nvme_list_init(&uring->waiting[i]);
     nvme_list_init(&uring->headers);
+    uring->landed_tail = &uring->landed;
     uring->is_registered = calloc(tier->n_arena_slabs, sizeof(*uring->is_registered));
     uring->n_enter = ENTER_REQUESTS;
     uring->enter_bytes = ENTER_BYTES;

@@ -9,7 +9,10 @@
 
 #include "nvme_internal.h"
 
-#define ARRIVED_ALL (UINT64_C(1) << 63) /* nothing more comes: all is there, or it failed */
+/* Of nvme_xfer.arrived, above how many bytes are here without a gap. */
+#define ARRIVED_ALL      (UINT64_C(1) << 63) /* nothing more comes: all is there, or it failed */
+#define ARRIVED_CHECKING (UINT64_C(1) << 62) /* a worker has the transfer, or soon will */
+#define ARRIVED_BYTES    (ARRIVED_CHECKING - 1)
 
 _Static_assert(KVT_CHUNK_BYTES_MAX / NVME_PIECE_BYTES <=
                    8 * sizeof(((struct nvme_xfer *)0)->pieces),
@@ -89,21 +92,20 @@ static void pieces_run(struct kvt_job *job)
 {
     struct nvme_xfer *xfer = kvt_container_of(job, struct nvme_xfer, job);
     for (;;) {
-        uint64_t arrived = atomic_load(&xfer->arrived);
-        if ((arrived & ARRIVED_ALL) != 0) {
-            if (xfer->status == KVT_OK) {
-                segments_advance(xfer, arrived & ~ARRIVED_ALL);
-                if (xfer->is_bad || header_check(xfer->io) != KVT_OK)
-                    xfer->status = KVT_ERR_CORRUPT;
-            }
+        uint64_t arrived = atomic_load_explicit(&xfer->arrived, memory_order_acquire);
+        bool all = (arrived & ARRIVED_ALL) != 0; /* only then the reactor is done with the status */
+        if (!all || xfer->status == KVT_OK)
+            segments_advance(xfer, arrived & ARRIVED_BYTES);
+        if (all) {
+            if (xfer->status == KVT_OK && (xfer->is_bad || header_check(xfer->io) != KVT_OK))
+                xfer->status = KVT_ERR_CORRUPT;
             nvme_checked(xfer);
             return;
         }
-        segments_advance(xfer, arrived);
-        /* Sequentially consistent, like publish(): either the reactor sees that nobody is checking
-         * and submits again, or we see what it published. */
-        atomic_store(&xfer->is_checking, false);
-        if (atomic_load(&xfer->arrived) == arrived || atomic_exchange(&xfer->is_checking, true))
+        /* Let go of it only if nothing came since: once let go it may be another transfer. */
+        if (atomic_compare_exchange_strong_explicit(&xfer->arrived, &arrived,
+                                                    arrived & ~ARRIVED_CHECKING,
+                                                    memory_order_acq_rel, memory_order_relaxed))
             return;
     }
 }
@@ -117,8 +119,9 @@ static void job_submit(struct nvme_xfer *xfer, void (*run)(struct kvt_job *job))
 
 static void publish(struct nvme_xfer *xfer, uint64_t arrived)
 {
-    atomic_store(&xfer->arrived, arrived);
-    if (!atomic_exchange(&xfer->is_checking, true))
+    uint64_t before =
+        atomic_exchange_explicit(&xfer->arrived, arrived | ARRIVED_CHECKING, memory_order_acq_rel);
+    if ((before & ARRIVED_CHECKING) == 0)
         job_submit(xfer, pieces_run);
 }
 
@@ -130,7 +133,6 @@ void nvme_verify_init(struct nvme_xfer *xfer)
     xfer->n_checked = 0;
     xfer->is_bad = false;
     atomic_store_explicit(&xfer->arrived, 0, memory_order_relaxed);
-    atomic_store_explicit(&xfer->is_checking, false, memory_order_relaxed);
 }
 
 static bool is_in_pieces(const struct kvt_io *io)
