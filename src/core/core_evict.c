@@ -76,13 +76,53 @@ static bool usable(void *arg, uint32_t c)
     return core->chunks[c].pins == 0;
 }
 
+/* Who is in the slot, if it is of the class and may go; or KVT_CHUNK_NONE. */
+static uint32_t candidate_at(const struct kvt_core *core, uint32_t s, uint32_t i,
+                             unsigned size_class)
+{
+    const struct slab *slab = &core->pool[NVME].slabs[s];
+    if (slab->owner == NULL || slab->size_class != size_class || i >= slab->n_slots ||
+        owner_is_none(slab->owner[i]))
+        return KVT_CHUNK_NONE;
+    const struct chunk *chunk = &core->chunks[slab->owner[i]];
+    bool ok = chunk->pins == 0 && (chunk->flags & (CHUNK_CANDIDATE << NVME)) != 0;
+    return ok ? slab->owner[i] : KVT_CHUNK_NONE;
+}
+
+/*
+ * Who lies beside the last victim. What is written next goes to freed slots: where these are
+ * neighbours, the disk gets one large request instead of a small one for each chunk and each
+ * header, and so it does when the chunks are read. Where the neighbours stay it is the last
+ * victim's parent, since a chain was written in runs.
+ */
+static uint32_t beside_last(const struct kvt_core *core, unsigned size_class)
+{
+    const struct slab_pool *pool = &core->pool[NVME];
+    uint32_t last = pool->last_freed, parent = pool->last_parent_slot;
+    if (last == KVT_SLOT_NONE)
+        return KVT_CHUNK_NONE;
+    uint32_t c = candidate_at(core, slot_slab(last), slot_index(last) - 1, size_class);
+    if (c == KVT_CHUNK_NONE)
+        c = candidate_at(core, slot_slab(last), slot_index(last) + 1, size_class);
+    if (c == KVT_CHUNK_NONE && parent != KVT_SLOT_NONE)
+        c = candidate_at(core, slot_slab(parent), slot_index(parent), size_class);
+    return c;
+}
+
 static bool evict_one(struct kvt_core *core, enum tier tier, unsigned size_class)
 {
-    struct kvt_policy *policy = core->pool[tier].policy;
-    uint32_t c = policy->ops->victim(policy, size_class, usable, core, core->tick);
+    struct slab_pool *pool = &core->pool[tier];
+    uint32_t near = tier == NVME ? beside_last(core, size_class) : KVT_CHUNK_NONE;
+    uint32_t c =
+        pool->policy->ops->victim(pool->policy, size_class, usable, core, near, core->tick);
     if (c == KVT_CHUNK_NONE)
         return false;
     KVT_ASSERT(core->chunks[c].flags & (CHUNK_CANDIDATE << tier));
+    if (tier == NVME) {
+        uint32_t parent = core->chunks[c].parent;
+        pool->last_freed = core->chunks[c].nvme_slot;
+        pool->last_parent_slot = parent != NONE ? core->chunks[parent].nvme_slot : KVT_SLOT_NONE;
+    }
     forget(core, tier, c, EVICT_ROOM);
     return true;
 }
@@ -255,7 +295,7 @@ uint32_t core_room(struct kvt_core *core, enum tier tier, uint32_t c)
 static bool evict_indexed(struct kvt_core *core, enum tier tier, unsigned size_class)
 {
     struct kvt_policy *policy = core->pool[tier].policy;
-    uint32_t c = policy->ops->victim(policy, size_class, usable, core, core->tick);
+    uint32_t c = policy->ops->victim(policy, size_class, usable, core, KVT_CHUNK_NONE, core->tick);
     if (c == KVT_CHUNK_NONE)
         return false;
     uint32_t slot = core->chunks[c].nvme_slot;

@@ -99,7 +99,8 @@ struct slab_pool {
     uint32_t room_head[KVT_CLASSES_MAX];
     uint32_t n_of_class[KVT_CLASSES_MAX];
     uint32_t reclaim_cursor;
-    uint32_t demote_slab, demote_slot; /* where demote_one() looks next; host */
+    uint32_t last_freed, last_parent_slot; /* of the last victim, of its parent; NVMe */
+    uint32_t demote_slab, demote_slot;     /* where demote_one() looks next; host */
     uint32_t n_quarantined;
     uint32_t n_scratch;
     uint32_t n_valid; /* copies that can be used */

@@ -15,6 +15,8 @@ bool core_pool_init(struct slab_pool *pool, enum tier tier, uint32_t n_slabs, ui
         .slot_extra_bytes = slot_extra_bytes,
         .n_slabs = n_slabs,
         .free_head = NONE,
+        .last_freed = KVT_SLOT_NONE,
+        .last_parent_slot = KVT_SLOT_NONE,
     };
     for (unsigned i = 0; i < KVT_CLASSES_MAX; i++)
         pool->room_head[i] = NONE;

@@ -20,6 +20,8 @@
 #define N_SAMPLES 128 /* candidates compared for one victim */
 #define N_TRIES   384 /* draws, vetoed ones included */
 #define DRAW_STEP 16  /* draws fetched at once */
+#define NEAR_SHARE                                                                                 \
+    8 /* a chunk beside the last victim goes if at most one candidate in so many is worth less */
 
 #define TURN_MAX   7 /* what the small fields of a chunk can hold */
 #define USES_MAX   7
@@ -199,8 +201,15 @@ static uint32_t random_below(struct lhd *lhd, uint32_t n)
     return (uint32_t)((lhd->random >> 32) * n >> 32);
 }
 
+static float chunk_worth(const struct lhd *lhd, uint32_t chunk, uint32_t now)
+{
+    const struct lhd_chunk *c = &lhd->chunks[chunk];
+    return lhd_model_worth(lhd->model, kind_of(c), now - c->used);
+}
+
 static uint32_t lhd_victim(struct kvt_policy *policy, unsigned size_class,
-                           bool (*usable)(void *arg, uint32_t chunk), void *arg, uint64_t tick)
+                           bool (*usable)(void *arg, uint32_t chunk), void *arg, uint32_t near,
+                           uint64_t tick)
 {
     struct lhd *lhd = lhd_of(policy);
     const struct lhd_list *list = &lhd->lists[size_class];
@@ -208,6 +217,8 @@ static uint32_t lhd_victim(struct kvt_policy *policy, unsigned size_class,
     uint32_t victim = KVT_CHUNK_NONE;
     uint32_t victim_age = 0;
     float least = 0;
+    float near_worth = near == KVT_CHUNK_NONE ? 0 : chunk_worth(lhd, near, now);
+    unsigned n_below_near = 0;
     bool all = list->n <= N_TRIES; /* then a walk is no more than a draw, and misses none */
     unsigned n_tries = all ? list->n : N_TRIES;
     unsigned n_usable = 0;
@@ -227,12 +238,13 @@ static uint32_t lhd_victim(struct kvt_policy *policy, unsigned size_class,
         for (unsigned i = 0; i < n_drawn; i++) {
             const struct lhd_chunk *c = &lhd->chunks[drawn[i]];
             uint32_t age = now - c->used;
-            float worth = lhd_model_worth(lhd->model, kind_of(c), age);
+            float worth = chunk_worth(lhd, drawn[i], now);
             bool lesser =
                 victim == KVT_CHUNK_NONE || worth < least || (worth == least && age > victim_age);
             if (!usable(arg, drawn[i]))
                 continue;
             n_usable++;
+            n_below_near += worth < near_worth;
             if (lesser) {
                 victim = drawn[i];
                 victim_age = age;
@@ -240,7 +252,7 @@ static uint32_t lhd_victim(struct kvt_policy *policy, unsigned size_class,
             }
         }
     }
-    return victim;
+    return near != KVT_CHUNK_NONE && n_below_near * NEAR_SHARE <= n_usable ? near : victim;
 }
 
 static uint64_t lhd_memory_bytes(const struct kvt_policy *policy)

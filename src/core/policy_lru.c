@@ -84,8 +84,10 @@ static void lru_remove(struct kvt_policy *policy, uint32_t chunk, bool evicted, 
 }
 
 static uint32_t lru_victim(struct kvt_policy *policy, unsigned size_class,
-                           bool (*usable)(void *arg, uint32_t chunk), void *arg, uint64_t tick)
+                           bool (*usable)(void *arg, uint32_t chunk), void *arg, uint32_t near,
+                           uint64_t tick)
 {
+    (void)near; /* exact: no other is as good */
     (void)tick;
     unsigned n_look = POLICY_LOOK_MAX;
     return policy_order_least(&lru_of(policy)->order, size_class, usable, arg, &n_look);

@@ -123,10 +123,19 @@ static bool usable(void *arg, uint32_t c)
     return is_usable(m, c);
 }
 
+/* What the core might offer as the neighbour of the last victim: some candidate, or nothing. */
+static uint32_t near_draw(struct model *m, unsigned size_class)
+{
+    uint32_t c = (uint32_t)(draw(&m->random) % N_CHUNKS);
+    bool ok = m->held[c] && m->candidate[c] && m->size_class[c] == size_class && is_usable(m, c);
+    return ok ? c : KVT_CHUNK_NONE;
+}
+
 static uint32_t victim_checked(struct model *m, unsigned size_class)
 {
     m->n_looks = 0;
-    uint32_t c = m->policy->ops->victim(m->policy, size_class, usable, m, m->tick);
+    uint32_t near = near_draw(m, size_class);
+    uint32_t c = m->policy->ops->victim(m->policy, size_class, usable, m, near, m->tick);
     MUST(m->n_looks <= LOOK_MAX);
     m->digest = (m->digest ^ c) * UINT64_C(0x100000001b3);
     if (c != KVT_CHUNK_NONE) {

@@ -47,11 +47,13 @@ struct kvt_policy_ops {
 
     /*
      * Choose a candidate of the class to evict. usable(arg, chunk) vetoes (pinned just now); at
-     * most a few hundred candidates are looked at. KVT_CHUNK_NONE: none found. The choice stays in
-     * the policy until remove().
+     * most a few hundred candidates are looked at. near: a usable candidate of the class that goes
+     * where it is about as good a choice, since its place lies beside the last victim's; or
+     * KVT_CHUNK_NONE. KVT_CHUNK_NONE: none found. The choice stays in the policy until remove().
      */
     uint32_t (*victim)(struct kvt_policy *policy, unsigned size_class,
-                       bool (*usable)(void *arg, uint32_t chunk), void *arg, uint64_t tick);
+                       bool (*usable)(void *arg, uint32_t chunk), void *arg, uint32_t near,
+                       uint64_t tick);
 
     uint64_t (*memory_bytes)(const struct kvt_policy *policy); /* touched, not reserved */
 };
