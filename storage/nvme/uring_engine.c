@@ -17,11 +17,13 @@
 #define RETRIES_MAX 16 /* of one transfer, when the kernel says not now */
 
 /*
- * The kernel takes several microseconds to take a request, and more for a large one. What is told
- * to it at once is bounded, so that clients hear from the reactor in between.
+ * The kernel takes several microseconds to take a request, and more for a large one in small pages.
+ * It is told of so much at once, the block layer's largest request or more, and again while the
+ * time has not passed after which clients are to hear from the reactor.
  */
 #define ENTER_REQUESTS 32
 #define ENTER_BYTES    (UINT64_C(4) << 20)
+#define PUMP_NS        UINT64_C(100000)
 
 struct nvme_uring {
     struct io_uring ring;
@@ -37,7 +39,7 @@ struct nvme_uring {
      */
     struct nvme_xfer *landed, **landed_tail;
     unsigned n_at_disk;   /* transfers with parts in flight */
-    unsigned n_enter;     /* what may still be told before the reactor comes again */
+    unsigned n_enter;     /* what may still be told at once */
     uint64_t enter_bytes; /* likewise */
     uint64_t read_bytes;  /* in flight */
     /* Set by the registering thread (release) once the kernel took it; read (acquire) at a start.
@@ -149,27 +151,38 @@ static void headers_pump(struct nvme_tier *tier)
     }
 }
 
-/*
- * Put parts of waiting transfers into the ring while it has room, and tell the kernel once. What
- * is too much for once goes when the reactor comes again, which the event sees to.
- */
-static void uring_pump(struct nvme_tier *tier)
+/* Put parts of waiting transfers into the ring while it has room, and tell the kernel once. False:
+ * more could go. */
+static bool pump_once(struct nvme_tier *tier)
 {
     struct nvme_uring *uring = tier->uring;
     bool all = true;
+    uring->n_enter = ENTER_REQUESTS;
+    uring->enter_bytes = ENTER_BYTES;
     headers_pump(tier); /* for which the ring had no room */
     for (unsigned i = 0; i < KVT_ARRAY_LEN(uring->waiting) && all; i++)
         all = waiting_pump(tier, &uring->waiting[i]);
     headers_pump(tier);
-    if (!all)
-        (void)eventfd_write(tier->event_fd, 1);
     if (io_uring_sq_ready(&uring->ring) == 0)
-        return;
+        return all;
     /* Refused for now (memory, a signal): what stays in the ring goes with the next call, which
      * comes at the next completion; without one on its way we ask for it ourselves. */
     int rc = io_uring_submit(&uring->ring);
     if (rc < 0 && io_uring_sq_ready(&uring->ring) == uring->n_inflight)
         (void)eventfd_write(tier->event_fd, 1);
+    return all;
+}
+
+/* What is too much for now goes when the reactor comes again, which the event sees to. */
+static void uring_pump(struct nvme_tier *tier)
+{
+    uint64_t end_ns = kvt_now_ns() + PUMP_NS;
+    while (!pump_once(tier)) {
+        if (kvt_now_ns() < end_ns)
+            continue;
+        (void)eventfd_write(tier->event_fd, 1);
+        return;
+    }
 }
 
 static void uring_start(struct nvme_tier *tier, struct nvme_xfer *xfer)
@@ -269,8 +282,6 @@ static void uring_reap(struct nvme_tier *tier)
         io_uring_cqe_seen(&uring->ring, cqe);
         part_ended(tier, tag, res);
     }
-    uring->n_enter = ENTER_REQUESTS;
-    uring->enter_bytes = ENTER_BYTES;
     /* The disk first: it has nothing to do where all of its requests ended at once, and what they
      * brought takes the workers to be woken. */
     uring_pump(tier);
@@ -329,8 +340,6 @@ int nvme_uring_open(struct nvme_tier *tier)
     nvme_list_init(&uring->headers);
     uring->landed_tail = &uring->landed;
     uring->is_registered = calloc(tier->n_arena_slabs, sizeof(*uring->is_registered));
-    uring->n_enter = ENTER_REQUESTS;
-    uring->enter_bytes = ENTER_BYTES;
     uring->n_entries = 64;
     while (uring->n_entries < 4 * tier->queue_depth && uring->n_entries < 1024)
         uring->n_entries *= 2;
