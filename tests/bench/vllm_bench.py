@@ -7,7 +7,8 @@ ENGINES is the folder that tests/engines/make_env.py made.
 
 ttft     time to the first token of a prompt of 4096 tokens (model of 8 layers, hidden 512), which
          is computed, found in vLLM's own cache, in the agent's memory, on its disk
-nothing  engines with and without connector, prompts that nobody has
+nothing  engines with and without connector, prompts that nobody has (many rounds: a ratio of 1 %
+         shows from a hundred on)
 step     time in the connector's calls per step of vLLM's scheduler
 Each prints its medians; ratios are medians of the rounds' ratios.
 """
@@ -22,6 +23,7 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
                                 "engines"))
 from agent import Agent  # noqa: E402
+from clock import SCHEDULER_CALLS, Clock, threads_us  # noqa: E402
 from engine import Engine, prepare, prompt  # noqa: E402
 from make_env import Env  # noqa: E402
 
@@ -79,65 +81,55 @@ def ttft(env, args):
          "vLLM's own cache")
 
 
+def interval(values, draws=4000):
+    """95 % of the median of values drawn again."""
+    source = random.Random(0)
+    medians = sorted(statistics.median(source.choices(values, k=len(values)))
+                     for _ in range(draws))
+    return medians[int(0.025 * draws)], medians[int(0.975 * draws)]
+
+
 def nothing(env, args):
-    """Prompts that nobody has, by turns."""
+    """Prompts that nobody has. Engines take turns within a second, so that what else the machine
+    does meets all of them, and each pair gives a ratio. Beside it, what can be counted without
+    noise: time in the connector's calls, and CPU time of the library's threads and of the agent."""
     agent = Agent(args.kvtierd, host_bytes="2GiB")
-    engines = {}
+    engines, plain = {}, "without connector"
     try:
-        engines["without connector"] = Engine(env.model("small"), **OPTIONS)
+        engines[plain] = Engine(env.model("small"), **OPTIONS)
+        engines["without, once more"] = Engine(env.model("small"), **OPTIONS)
         for name, role in (("lookups", "kv_consumer"), ("lookups and saves", "kv_both")):
             engines[name] = Engine(env.model("small"), agent.socket, role=role, **OPTIONS,
                                    extra={"chunk_tokens": 256, "tenant": name})
         seconds = {name: [] for name in engines}
-        for i in range(-1, args.rounds):
+        counted = {name: [] for name in engines}
+        for i in range(-2, args.rounds):
             names = list(engines)
             random.Random(i).shuffle(names)
             for name in names:
-                found = engines[name].run(prompt(1000 + i, TOKENS), max_tokens=16, reset=True)
+                before = threads_us(agent.pid)
+                found = engines[name].run(*(prompt(1000 + 4 * i + j, n) for j, n in
+                                            enumerate((600, 300, 80, 30))),
+                                          max_tokens=16, reset=True, account=True)
                 assert loaded(found) == 0
                 if i >= 0:
                     seconds[name].append(found["seconds"])
+                    counted[name].append((*found["account"], threads_us(agent.pid) - before))
     finally:
         for engine in engines.values():
             engine.close()
         agent.close()
-    show(f"nothing cached: {TOKENS} tokens and 16 new ones, {args.rounds} rounds", seconds,
-         "without connector")
-
-
-class Clock:
-    """Adds up the time in an object's methods, less what the clock itself takes."""
-
-    def __init__(self, target, names):
-        self.ns = self.calls = 0
-        for name in names:
-            setattr(target, name, self.timed(getattr(target, name)))
-        idle, self.own = self.timed(lambda: None), 0
-        for _ in range(20000):
-            idle()
-        self.own, self.ns, self.calls = self.ns / self.calls, 0, 0
-
-    def timed(self, call):
-        clock = time.perf_counter_ns
-
-        def wrapped(*args):
-            began = clock()
-            out = call(*args)
-            self.ns += clock() - began
-            self.calls += 1
-            return out
-        return wrapped
-
-    def take_us(self):
-        taken = max(0, self.ns - self.calls * self.own) / 1e3
-        self.ns = self.calls = 0
-        return taken
-
-
-SCHEDULER_CALLS = ("get_num_new_matched_tokens", "update_state_after_alloc",
-                   "build_connector_meta", "update_connector_output", "request_finished",
-                   "request_finished_all_groups", "has_pending_push_work",
-                   "has_pending_block_frees", "take_events", "get_kv_connector_stats")
+    show(f"nothing cached: prompts of 600, 300, 80 and 30 tokens at once, 16 new ones each, "
+         f"{args.rounds} rounds", seconds, plain)
+    for name in list(engines)[1:]:
+        ratios = [s / p for s, p in zip(seconds[name], seconds[plain])]
+        low, high = interval(ratios)
+        calls, threads, agents = (statistics.mean(each) for each in zip(*counted[name]))
+        whole = statistics.mean(seconds[name]) * 1e6
+        print(f"  {name:20} {statistics.median(ratios):.4f} of {plain}, 95 %: {low:.4f} to "
+              f"{high:.4f}\n      calls {calls / whole:.3%}, library's threads "
+              f"{threads / whole:.3%}, agent {agents / whole:.3%} of the time of one core",
+              flush=True)
 
 
 def step(env, args):

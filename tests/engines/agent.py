@@ -11,7 +11,7 @@ import tempfile
 import time
 
 START_S = 30
-SETTLE_S = 10
+SETTLE_S = 30
 
 
 class Agent:

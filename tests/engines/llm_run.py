@@ -2,8 +2,9 @@
 """What runs in an engine's process: takes steps from a pipe, answers with what came of them.
 
 A step is {"prompts": [[ids]], "max_tokens": n, "salts": [...], "lora": {...}, "reset": forget the
-engine's own cache first, "strike": a signal to the agent in the middle of a load or store}. The
-answer has tokens, logprobs, seconds, and all counters of the connector so far.
+engine's own cache first, "strike": a signal to the agent or to one of the engine's processes in the
+middle of a load or store}. The answer has tokens, logprobs, seconds, and all counters of the connector so far; with "account" also
+the microseconds in the connector's calls and of CPU in the library's threads.
 """
 
 import os
@@ -11,6 +12,7 @@ import signal
 import sys
 import time
 
+from clock import SCHEDULER_CALLS, WORKER_CALLS, Clock, threads_us
 from vllm import LLM, SamplingParams
 from vllm.config import KVTransferConfig
 from vllm.lora.request import LoRARequest
@@ -55,11 +57,13 @@ def reset(llm):
     return True
 
 
-def strike(at, pid, before=None, after=None):
-    """Signals pid around the submission of the next load or store: the op is under way then."""
+def strike(worker, at, pid, before=None, after=None):
+    """Signals pid around the submission of the worker's next load or store: the op is under way
+    then. pid may be "worker" or "core": the one of that process."""
     from vllm.distributed.kv_transfer import get_kv_transfer_group
     port = get_kv_transfer_group()._half._port
     submit = getattr(port, at)
+    pid = {"worker": os.getpid(), "core": os.getppid()}.get(pid, pid)
 
     def once(*args):
         setattr(port, at, submit)
@@ -72,21 +76,39 @@ def strike(at, pid, before=None, after=None):
     setattr(port, at, once)
 
 
+def account(llm):
+    """Clocks of both halves of the connector, of an engine in one process; reset."""
+    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+    if scheduler.connector is None:
+        return []
+    if not hasattr(llm, "clocks"):
+        from vllm.distributed.kv_transfer import get_kv_transfer_group
+        llm.clocks = [Clock(scheduler.connector, SCHEDULER_CALLS),
+                      Clock(get_kv_transfer_group(), WORKER_CALLS)]
+    for clock in llm.clocks:
+        clock.take_us()
+    return llm.clocks
+
+
 def run_step(llm, step):
     clean = reset(llm) if step.get("reset") else True
     if step.get("strike"):
-        strike(**step["strike"])
+        llm.collective_rpc(strike, kwargs=step["strike"])
     salts = step.get("salts") or [None] * len(step["prompts"])
     prompts = [{"prompt_token_ids": p, **({"cache_salt": s} if s else {})}
                for p, s in zip(step["prompts"], salts)]
+    clocks = account(llm) if step.get("account") else None
     sampling = SamplingParams(max_tokens=step.get("max_tokens", 4), temperature=0, logprobs=1,
                               detokenize=False, ignore_eos=True)
     lora = LoRARequest(**step["lora"]) if step.get("lora") else None
+    library = threads_us(os.getpid(), "kvtier")
     began = time.monotonic()
     outputs = llm.generate(prompts, sampling, use_tqdm=False, lora_request=lora)
     took = time.monotonic() - began
     settle(llm)
-    return {"tokens": [list(o.outputs[0].token_ids) for o in outputs],
+    spent = [sum(clock.take_us() for clock in clocks), threads_us(os.getpid(), "kvtier") - library] \
+        if clocks is not None else None
+    return {"account": spent, "tokens": [list(o.outputs[0].token_ids) for o in outputs],
             "logprobs": [[entry[t].logprob for t, entry in
                           zip(o.outputs[0].token_ids, o.outputs[0].logprobs)] for o in outputs],
             "reasons": [o.outputs[0].finish_reason for o in outputs],
@@ -99,7 +121,7 @@ def main(pipe, job, log, env):
     out = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(out, 1)
     os.dup2(out, 2)
-    os.environ.update(env)
+    os.environ.update(env, VLLM_ALLOW_INSECURE_SERIALIZATION="1")  # of strike()
     options = dict(model=job["model"], skip_tokenizer_init=True, dtype="float32",
                    enforce_eager=True, max_model_len=2048, block_size=32, max_num_seqs=8,
                    gpu_memory_utilization=0.2, disable_log_stats=False)

@@ -94,43 +94,14 @@ class EngineCase(unittest.TestCase):
             self.counted(found, loaded_tokens=tokens, failed_loads=0)
 
 
-class ShortTest(EngineCase):
-    """In one process: everything that goes right, then everything that goes wrong."""
-
-    def test_hits(self):
-        agent = self.agent(nvme_bytes="256MiB")
-        long, short = prompt(1, 1000), prompt(1, 400)
-        cold = self.engine(agent)
-        self.same(cold.run(long), self.reference(long))
-        found = cold.run(short, max_tokens=20, reset=True)
-        self.same(found, self.reference(short, own_cache=True, step={"max_tokens": 20}))
-        self.counted(found, loaded_tokens=384)
-        salted = cold.run(long, salts=["a"], reset=True)
-        self.same(salted, self.reference(long))
-        self.counted(salted, loaded_tokens=384)
-        self.ended(cold)
-        agent.stop()                                 # what it has now is on its disk alone
-        agent.start()
-        warm = self.engine(agent)
-        self.counted(warm.run(short[:200], max_tokens=1), loaded_tokens=192)
-        found = warm.run(long)                       # from here on partly in the engine's cache
-        self.same(found, self.reference(long, own_cache=True))
-        self.counted(found, loaded_tokens=960)
-        found = warm.run(long[:960], reset=True)     # all of it: the last token is computed again
-        self.same(found, self.reference(long[:960]))
-        self.counted(found, loaded_tokens=2 * 960)
-        equal = warm.run(long, long, long, reset=True)
-        self.assertEqual(equal["tokens"], 3 * self.reference(long)["tokens"])
-        self.counted(equal, failed_loads=0, loaded_tokens=5 * 960)
-        self.same(warm.run(long, salts=["b"], reset=True), self.reference(long))
-        self.ended(warm)
-
-    def test_failures(self):
+    def failures(self, env):
+        """An agent that is killed, stopped, away or damaged, in the middle of loads and stores."""
         agent = self.agent(nvme_bytes="256MiB", nvme__scrub_bytes_per_s="0B")  # finds nothing first
         long, other = prompt(6, 1000), prompt(7, 1000)
-        wanted = {tuple(p): (self.reference(p), self.reference(p, own_cache=True))
-                  for p in (long, other)}
-        engine = self.engine(agent, extra={"load_timeout_ms": 400, "save_timeout_ms": 400})
+        wanted = {tuple(p): (self.reference(p, env=env),
+                             self.reference(p, own_cache=True, env=env)) for p in (long, other)}
+        engine = self.engine(agent, env=env,
+                             extra={"load_timeout_ms": 400, "save_timeout_ms": 400})
 
         def run(tokens, loaded=0, **step):
             """loaded: how many tokens more than before were loaded."""
@@ -173,11 +144,46 @@ class ShortTest(EngineCase):
         agent.stop()
         agent.corrupt()
         agent.start()
-        engine, run.counters = self.engine(agent), {}
+        engine, run.counters = self.engine(agent, env=env), {}
         new = run(long)
         self.assertEqual((new["failed_loads"], new["failed_load_tokens"]), (1, 960))
         run(long, 960)
         self.ended(engine)
+
+
+class ShortTest(EngineCase):
+    """In one process: everything that goes right, then everything that goes wrong."""
+
+    def test_hits(self):
+        agent = self.agent(nvme_bytes="256MiB")
+        long, short = prompt(1, 1000), prompt(1, 400)
+        cold = self.engine(agent)
+        self.same(cold.run(long), self.reference(long))
+        found = cold.run(short, max_tokens=20, reset=True)
+        self.same(found, self.reference(short, own_cache=True, step={"max_tokens": 20}))
+        self.counted(found, loaded_tokens=384)
+        salted = cold.run(long, salts=["a"], reset=True)
+        self.same(salted, self.reference(long))
+        self.counted(salted, loaded_tokens=384)
+        self.ended(cold)
+        agent.stop()                                 # what it has now is on its disk alone
+        agent.start()
+        warm = self.engine(agent)
+        self.counted(warm.run(short[:200], max_tokens=1), loaded_tokens=192)
+        found = warm.run(long)                       # from here on partly in the engine's cache
+        self.same(found, self.reference(long, own_cache=True))
+        self.counted(found, loaded_tokens=960)
+        found = warm.run(long[:960], reset=True)     # all of it: the last token is computed again
+        self.same(found, self.reference(long[:960]))
+        self.counted(found, loaded_tokens=2 * 960)
+        equal = warm.run(long, long, long, reset=True)
+        self.assertEqual(equal["tokens"], 3 * self.reference(long)["tokens"])
+        self.counted(equal, failed_loads=0, loaded_tokens=5 * 960)
+        self.same(warm.run(long, salts=["b"], reset=True), self.reference(long))
+        self.ended(warm)
+
+    def test_failures(self):
+        self.failures(ONE)
 
 
 class ShortApartTest(EngineCase):
@@ -320,6 +326,36 @@ class PreemptionTest(EngineCase):
 
 
 class FailuresTest(EngineCase):
+    def test_agent_fails_with_core_and_worker_apart(self):
+        self.failures(APART)
+
+    def killed(self, env, victim):
+        """A process of the engine, in mid-save and in mid-load: the agent gets everything back, and
+        has nothing wrong."""
+        agent, long = self.agent(), prompt(9, 1000)
+        wanted = self.reference(long, env=env), self.reference(long, own_cache=True, env=env)
+        for at in ("store", "load"):
+            engine = self.engine(agent, env=env, extra={"lease_ms": 60_000})
+            engine.start(long, strike={"at": at, "pid": victim, "after": "SIGKILL"})
+            agent.until(sessions=0, leases=0, pins=0, ops=0, reserved_bytes=0)
+            engine.close()
+            engine = self.engine(agent, env=env)
+            found = engine.run(long)
+            self.same(found, wanted[found["counters"]["loaded_tokens"] > 0])
+            self.assertTrue(found["clean"])
+            if at == "load":
+                self.assertEqual(found["counters"]["loaded_tokens"], 960)
+            self.ended(engine)
+
+    def test_an_engine_in_one_process_is_killed(self):
+        self.killed(ONE, "worker")
+
+    def test_a_worker_is_killed(self):
+        self.killed(APART, "worker")
+
+    def test_an_engine_core_is_killed(self):
+        self.killed(APART, "core")
+
     def test_agent_killed_at_any_time(self):
         agent = self.agent(nvme_bytes="512MiB")
         prompts = [prompt(20 + i, 1000) for i in range(6)]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything that differs between releases of vLLM, and nothing else.
 
-Tested with vLLM 0.28 to 0.32; others are warned of at the start. What a release has is found out
+Tested with vLLM 0.28.0 to 0.32.0, each release of them; others are warned of at the start. What a release has is found out
 by looking for it, not from its number, so that builds between releases work.
 """
 
