@@ -3,8 +3,9 @@
 
 A step is {"prompts": [[ids]], "max_tokens": n, "salts": [...], "lora": {...}, "reset": forget the
 engine's own cache first, "strike": a signal to the agent or to one of the engine's processes in the
-middle of a load or store}. The answer has tokens, logprobs, seconds, and all counters of the connector so far; with "account" also
-the microseconds in the connector's calls and of CPU in the library's threads.
+middle of a load or store, "account": clock the connector's calls}. The answer has tokens, logprobs,
+seconds, all counters of the connector so far, and as account the microseconds in its calls and of
+CPU in the library's threads.
 """
 
 import os
@@ -97,7 +98,7 @@ def run_step(llm, step):
     salts = step.get("salts") or [None] * len(step["prompts"])
     prompts = [{"prompt_token_ids": p, **({"cache_salt": s} if s else {})}
                for p, s in zip(step["prompts"], salts)]
-    clocks = account(llm) if step.get("account") else None
+    clocks = account(llm) if step.get("account") else []
     sampling = SamplingParams(max_tokens=step.get("max_tokens", 4), temperature=0, logprobs=1,
                               detokenize=False, ignore_eos=True)
     lora = LoRARequest(**step["lora"]) if step.get("lora") else None
@@ -106,9 +107,9 @@ def run_step(llm, step):
     outputs = llm.generate(prompts, sampling, use_tqdm=False, lora_request=lora)
     took = time.monotonic() - began
     settle(llm)
-    spent = [sum(clock.take_us() for clock in clocks), threads_us(os.getpid(), "kvtier") - library] \
-        if clocks is not None else None
-    return {"account": spent, "tokens": [list(o.outputs[0].token_ids) for o in outputs],
+    return {"account": [sum(clock.take_us() for clock in clocks),
+                        threads_us(os.getpid(), "kvtier") - library],
+            "tokens": [list(o.outputs[0].token_ids) for o in outputs],
             "logprobs": [[entry[t].logprob for t, entry in
                           zip(o.outputs[0].token_ids, o.outputs[0].logprobs)] for o in outputs],
             "reasons": [o.outputs[0].finish_reason for o in outputs],
