@@ -358,6 +358,17 @@ static void control_resolve(struct daemon_config *config, struct checks *checks)
         refuse(checks, "control.path", NULL, "is the same as socket.path; name another");
 }
 
+static void lease_check(const struct daemon_config *config, struct checks *checks)
+{
+    char ttl[KVT_UNITS_TEXT_BYTES], max[KVT_UNITS_TEXT_BYTES];
+    if (config->lease_ttl_ns <= config->lease_ttl_max_ns)
+        return;
+    kvt_time_format(config->lease_ttl_ns, ttl);
+    kvt_time_format(config->lease_ttl_max_ns, max);
+    refuse(checks, "lease.ttl", "lease.ttl_max",
+           "%s is longer than the %s of lease.ttl_max; lower it, or raise that", ttl, max);
+}
+
 unsigned daemon_config_resolve(struct daemon_config *config, struct kvt_config_sources *sources,
                                const char *root, kvt_config_error_fn error, void *arg)
 {
@@ -368,8 +379,7 @@ unsigned daemon_config_resolve(struct daemon_config *config, struct kvt_config_s
     if (config->socket_path[0] == '\0')
         refuse(&checks, "socket.path", NULL, "is empty; name where the socket is to be");
     control_resolve(config, &checks);
-    if (config->lease_ttl_ns > config->lease_ttl_max_ns)
-        refuse(&checks, "lease.ttl", "lease.ttl_max", "is longer than lease.ttl_max");
+    lease_check(config, &checks);
     if (config->metrics_listen[0] != '\0' &&
         !daemon_address_parse(config->metrics_listen, &address))
         refuse(&checks, "metrics.listen", NULL,

@@ -227,36 +227,41 @@ static json_t *yaml_flatten(const char *text)
     return flat;
 }
 
-/* The agent is asked what it would make of its config: there is one reader of configs. */
+/* What kvtierd makes of its config: there is one reader of configs. False: why not was told. */
+static bool config_check(struct doctor *d, char *const argv[])
+{
+    int code = 0;
+    char *text = program_output(argv, STDERR_FILENO, &code);
+    bool ran = text != NULL && code != 127;
+    if (!ran)
+        doctor_add(d, DOCTOR_WARN, "install kvtierd, or add its folder to PATH",
+                   "%s cannot be run: %s", argv[0],
+                   d->config != NULL ? "the file is not checked" : "checks go by its defaults");
+    else if (code != 0) {
+        for (char *line = strtok(text, "\n"); line != NULL; line = strtok(NULL, "\n"))
+            doctor_add(d, DOCTOR_FAIL, "kvtierd --check-config shows the same", "%s", line);
+    }
+    free(text);
+    return ran && code == 0;
+}
+
 static void check_config(struct doctor *d)
 {
     char program[PATH_MAX], *text;
     char print[] = "--print-config", check[] = "--check-config", config[] = "--config";
     char file[4096];
     int code = 0;
-    if (d->config != NULL) {
+    if (d->config != NULL)
         doctor_add(d, DOCTOR_OK, "", "read from the running agent");
+    if (d->config != NULL && d->config_file == NULL)
         return;
-    }
     snprintf(file, sizeof(file), "%s", d->config_file != NULL ? d->config_file : CONFIG_DEFAULT);
     bool have_file = d->config_file != NULL || access(file, F_OK) == 0;
     kvt_kvtierd_find(program);
     char *argv[] = {program, check, have_file ? config : NULL, file, NULL};
-    text = program_output(argv, STDERR_FILENO, &code);
-    if (text == NULL || code == 127) {
-        doctor_add(d, DOCTOR_WARN, "install kvtierd, or add its folder to PATH",
-                   "%s cannot be run: checks go by its defaults", program);
-        free(text);
+    if (!config_check(d, argv))
         return;
-    }
-    if (code != 0) {
-        for (char *line = strtok(text, "\n"); line != NULL; line = strtok(NULL, "\n"))
-            doctor_add(d, DOCTOR_FAIL, "kvtierd --check-config shows the same", "%s", line);
-        free(text);
-        return;
-    }
-    free(text);
-    if (d->pid != 0)
+    if (d->pid != 0 && d->config == NULL)
         doctor_add(d, DOCTOR_NOTE, "name the agent's config with --config",
                    "the running agent cannot be asked for its config; what follows goes by %s",
                    have_file ? file : "the defaults");
@@ -264,6 +269,8 @@ static void check_config(struct doctor *d)
         doctor_add(d, DOCTOR_OK, "", "%s%s", have_file ? file : "the defaults",
                    have_file ? " is good"
                              : " (there is no " CONFIG_DEFAULT ", --config names another)");
+    if (d->config != NULL)
+        return;
     argv[1] = print;
     text = program_output(argv, STDOUT_FILENO, &code);
     if (text != NULL)

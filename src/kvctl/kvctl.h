@@ -62,7 +62,8 @@ enum kvctl_exit {
     X(INTERVAL, 0, "interval", "TIME", "", "between two samples (1s)")                             \
     X(COUNT, 0, "count", "N", "", "end after N samples (default: go on)")                          \
     X(CONFIG, 0, "config", "FILE", "@file",                                                        \
-      "the agent's config, where none runs (/etc/kvtier/kvtierd.yaml)")
+      "the agent's config: its faults, and where no agent runs what else is looked at "            \
+      "(/etc/kvtier/kvtierd.yaml)")
 
 enum kvctl_option {
 #define KVCTL_OPTION_ENUM(id, letter, name, argument, completes, help) KVCTL_OPT_##id,

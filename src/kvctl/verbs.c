@@ -97,9 +97,9 @@ const struct kvctl_verb kvctl_verbs[] = {
      "It holds until the next change, reload or restart.", 0, kvctl_run_log_level},
     {"doctor", "", 0, 0, "", "What the agent suffers from on this machine, with remedies",
      "Sockets and who may use them, config, huge pages, memlock, io_uring, memory,\n"
-     "CPUs, NUMA, files, clock, disks. Works without an agent too, then on --config.\n"
-     "Changes nothing. Run it as the agent's user. Exit status 6 when a finding is\n"
-     "FAIL.",
+     "CPUs, NUMA, files, clock, disks. Works without an agent too, then by --config;\n"
+     "where one runs, that file is checked for its next start. Changes nothing. Run\n"
+     "it as the agent's user. Exit status 6 when a finding is FAIL.",
      KVCTL_BIT(CONFIG), kvctl_run_doctor},
     {"completion", "SHELL", 1, 1, "bash zsh fish", "Print the completion script of a shell",
      "bash: source <(kvctl completion bash); zsh: the same with zsh;\n"

@@ -59,7 +59,7 @@ SAYS = {
         "@:1: bytes: unknown key; the nearest known one is host.bytes",
     ],
     "lease_above_its_limit": [
-        "@:3: lease.ttl: is longer than lease.ttl_max",
+        "@:3: lease.ttl: 1m is longer than the 10s of lease.ttl_max; lower it, or raise that",
     ],
     "listen_bad_port": [
         '@:2: metrics.listen: "127.0.0.1:99999" is no address; give one like 127.0.0.1:9455 '
@@ -77,7 +77,7 @@ SAYS = {
         '@:7: nvme.scrub_bytes_per_s: "fast" is not understood; give a whole number with B, '
         'KiB, MiB, GiB or TiB (default 16MiB)',
         "@:12: logs: unknown key; the nearest known one is log",
-        "@:9: lease.ttl: is longer than lease.ttl_max",
+        "@:9: lease.ttl: 1h is longer than the 1m of lease.ttl_max; lower it, or raise that",
     ],
     "not_a_choice": [
         '@:2: host.policy: "mru" is not one of lhd|lru|s3fifo (default lhd)',

@@ -22,7 +22,7 @@ import metrics_test
 import program_test
 import prompt_engine
 from live_fixture import CHAIN, KIB, MIB, TestCase
-from program_test import BAD, FAILED, KEY, LATE, NOT_FOUND, UNREACHABLE, USAGE
+from program_test import BAD, FAILED, KEY, LATE, NOT_FOUND, OK, UNREACHABLE, USAGE
 
 # Of each kind the field that names it, and how to tell a row of a test's own from one of the load.
 KINDS = {"tiers": ("name", lambda row, space, pid: True),
@@ -197,6 +197,17 @@ class Node(TestCase):
         self.assertIn(("control", "ok"), found)
         self.assertIn(("config", "ok"), found)
         self.assertIn("read from the running agent", self.kvctl("doctor")[0])
+        # A file that is named is what the next start reads.
+        config = os.path.join(self.folder, "kvtierd.yaml")
+        for text, verdict, finding, code in (("host: {bytes: 64MiB}\n", "ok", "kvtierd.yaml is good", OK),
+                                             ("host: {byts: 64MiB}\n", "FAIL", "host.byts: unknown key", BAD)):
+            with open(config, "w", encoding="utf-8") as file:
+                file.write(text)
+            found = json.loads(self.kvctl("doctor", "--config", config, "-o", "json", code=code)[0])["findings"]
+            found = [(f["verdict"], f["finding"]) for f in found if f["check"] == "config"]
+            self.assertEqual((len(found), found[0]), (2, ("ok", "read from the running agent")), found)
+            self.assertEqual(found[1][0], verdict)
+            self.assertIn(finding, found[1][1])
 
 
 class Lists(TestCase):
