@@ -244,6 +244,9 @@ enum kvctl_exit kvctl_run_top(struct kvctl *k, int argc, char **argv)
     uint64_t interval_ns, count;
     (void)argc;
     (void)argv;
+    if (k->style.format == KVCTL_JSON || k->style.format == KVCTL_YAML)
+        return kvctl_fail(KVCTL_USAGE, "top: is for people; 'kvctl stat -w -o %s' has its rates",
+                          k->values[KVCTL_OPT_OUTPUT]);
     enum kvctl_exit code = kvctl_interval(k, &interval_ns, &count);
     if (code != KVCTL_OK)
         return code;

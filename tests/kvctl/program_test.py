@@ -79,6 +79,7 @@ class Usage(TestCase):
                 (["describe", "tier", "host", "-n", "x"], "--namespace"),
                 (["stat", "--interval", "1s"], "--watch"), (["stat", "-w", "name"], "--watch"),
                 (["stat", "-w", "--interval", "1ms"], "--interval"), (["top", "--count", "-1"], "--count"),
+                (["top", "-o", "json"], "kvctl stat -w -o json"),
                 (["lookup"], "--tokens"), (["lookup", "--tokens", "-", KEY], "--tokens"),
                 (["lookup", KEY, "--parent", KEY], "--parent"),
                 (["put", KEY], "usage"), (["put", KEY[1:], "/dev/null"], "not a key"),
