@@ -108,8 +108,8 @@ static void pin(struct request *r)
         request_fail_status(r, call.status, call.err.msg);
         return;
     }
-    kvt_log(KVT_LOG_INFO, "pinned pin=%" PRIx64 " owner=\"%s\" chunks=%u ttl_ms=%" PRIu64,
-            call.pin.id, in->owner, call.pin.n_chunks, in->ttl_ms);
+    kvt_log(KVT_LOG_INFO, "pinned pin=%" PRIx64 " owner=%s chunks=%u ttl_ms=%" PRIu64, call.pin.id,
+            in->owner, call.pin.n_chunks, in->ttl_ms);
     kvtier__v1__pin_response__init(out);
     out->pin = pin_message(r, &call.pin, call.ns_id, kvt_now_ns());
     out->n_keys = chain.n_keys;

@@ -154,8 +154,8 @@ static void answered(struct agent *agent, enum metrics_timed what, uint32_t sess
         metrics_op_drop(&agent->metrics, session, op);
     else
         metrics_op_answer(&agent->metrics, session, op, what, n, n_ok);
-    kvt_log(KVT_LOG_TRACE, "op answered kind=%u items=%u ok=%u session=%u op=%llu", what, n, n_ok,
-            session, (unsigned long long)op);
+    kvt_log(KVT_LOG_TRACE, "op answered operation=%s items=%u ok=%u session=%u op=%llu",
+            metrics_timed_name(what), n, n_ok, session, (unsigned long long)op);
 }
 
 static void answer(struct agent *agent, uint16_t type, uint32_t session, uint64_t op,

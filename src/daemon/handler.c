@@ -180,8 +180,8 @@ static void op_accepted(struct agent *agent, const struct conn *conn, enum metri
     const struct kvt_ns_desc *desc = ns != UINT32_MAX ? kvt_core_ns_desc(agent->core, ns) : NULL;
     metrics_op_begin(&agent->metrics, conn->session, op, what, n_items,
                      desc != NULL ? desc->chunk_bytes : 0, agent->now_ns);
-    kvt_log(KVT_LOG_TRACE, "op accepted kind=%u items=%u session=%u op=%" PRIu64, what, n_items,
-            conn->session, op);
+    kvt_log(KVT_LOG_TRACE, "op accepted operation=%s items=%u session=%u op=%" PRIu64,
+            metrics_timed_name(what), n_items, conn->session, op);
 }
 
 static void handle_reserve(struct agent *agent, struct conn *conn, enum kvt_status status)

@@ -26,6 +26,16 @@ struct timed_op {
     enum metrics_timed what;
 };
 
+const char *metrics_timed_name(enum metrics_timed what)
+{
+    static const char *const names[] = {
+#define TIMED_NAME(upper, operation, tier) operation,
+        METRICS_TIMED_MAP(TIMED_NAME)
+#undef TIMED_NAME
+    };
+    return names[what];
+}
+
 bool metrics_init(struct metrics *metrics, uint32_t n_sessions, uint32_t n_ops)
 {
     *metrics = (struct metrics){.n_ops = n_ops, .n_sessions = n_sessions, .n_buckets = 1};

@@ -99,6 +99,8 @@ void metrics_fini(struct metrics *metrics);
 
 void histogram_add(struct histogram *histogram, uint64_t ns);
 
+const char *metrics_timed_name(enum metrics_timed what);
+
 /* The request that was read at start_ns is answered. */
 void metrics_timed(struct metrics *metrics, enum metrics_timed what, uint64_t start_ns);
 

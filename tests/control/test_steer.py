@@ -28,6 +28,7 @@ class Pins(TestCase):
                           pin.n_chunks, pin.n_lost, pin.bytes, pin.expires),
                          (40, 40, "prompt \"ü\"", space.id, key(39), 40, 0, 40 * CHUNK, True))
         self.assertTrue(50000 < pin.expires_in_ms <= 60000 and pin.age_ms < 5000)
+        self.assertIn(f'pinned pin={pin.id:x} owner="prompt \\"ü\\"" chunks=40', self.log_text())
         other = client.namespace(fixture.namespace(model="flood"))
         for first in range(0, 1000, 100):  # four times the host tier
             numbers = range(first, first + 100)

@@ -104,7 +104,8 @@ class Logs(TestCase):
         for line in lines:
             self.assertEqual(set(line) & {"time", "level", "msg"}, {"time", "level", "msg"})
         accepted = [line for line in lines if line["msg"] == "op accepted"]
-        self.assertIn(("0", "77", "3"), [(x["session"], x["op"], x["items"]) for x in accepted])
+        self.assertIn(("0", "77", "3", "reserve"),
+                      [(x["session"], x["op"], x["items"], x["operation"]) for x in accepted])
         lookups = [line for line in lines if line["msg"] == "lookup"]
         self.assertEqual([(x["keys"], x["hits"]) for x in lookups], [("4", "3")])
 
