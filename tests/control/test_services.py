@@ -2,6 +2,8 @@
 """What gRPC's own tools know of a server: health and reflection, by the standard clients of both;
 and the status of calls that go wrong."""
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -12,7 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import \
     ProtoReflectionDescriptorDatabase
 
-from rig import WAIT_S, TestCase, key, pb
+from rig import WAIT_S, TestCase, generate, key, pb
 
 SERVICE = "kvtier.v1.Control"
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -163,6 +165,14 @@ class Statuses(TestCase):
         call = (stub or self.channel(**options)).unary_unary(
             method, request_serializer=lambda d: d, response_deserializer=lambda d: d)
         return call(data, timeout=timeout)
+
+    def test_generated_code_goes_beside_the_package(self):
+        with generate() as folder:
+            done = subprocess.run(
+                [sys.executable, "-c", "import sys; sys.path.append(sys.argv[1])\n"
+                 "import kvtier.control, kvtier.v1.control_pb2 as pb; pb.PinRequest(owner='x')",
+                 folder], capture_output=True, text=True, timeout=60, check=False)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
 
     def test_methods_that_are_none(self):
         for method in (f"/{SERVICE}/Nothing", f"/{SERVICE}/getnode", "/kvtier.v2.Control/GetNode",

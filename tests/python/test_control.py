@@ -4,9 +4,12 @@ knows; and a server of another kind for statuses that an agent seldom gives."""
 
 import concurrent.futures
 import hashlib
+import inspect
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 import unittest
@@ -16,7 +19,7 @@ import grpc
 
 import kvtier
 from fixture import CHUNK, TestCase, key, keys, namespace, pattern
-from kvtier import control
+from kvtier import client, control, errors, layouts
 from kvtier.control import Control, messages
 
 KEY = bytes(range(32))
@@ -170,6 +173,7 @@ class Steer(ControlCase):
         self.assertEqual(self.control.unpin(owner="you"), 0)
         with self.assertRaisesRegex(kvtier.NotFoundError, "Unpin: pin .*: is none, or has ended"):
             self.control.unpin(pin_id=made.pin.id)
+        self.control.pin(self.space, self.chain, owner="shorter", ttl=0.0001)  # not 0, for ever
         self.control.pin(self.space, self.chain, owner="short", ttl=0.05)
         deadline = time.monotonic() + 30
         while list(self.control.pins()) and time.monotonic() < deadline:
@@ -261,8 +265,14 @@ class Answers(ControlCase):
             self.control.pin(self.space, [KEY], owner="me")
         with self.assertRaisesRegex(kvtier.InvalidError, "cannot be derived from tokens"):
             self.control.lookup(self.space, tokens=range(1000))
-        with self.assertRaisesRegex(kvtier.InvalidError, "Tier: no value 'tape'.*host, nvme"):
+        with self.assertRaisesRegex(kvtier.InvalidError, "'tape'; there are host, nvme$"):
             self.control.clear(namespace_id=self.space, tiers=["tape"])
+        with self.assertRaisesRegex(kvtier.InvalidError, "Nope: no such method; there are GetNode,"):
+            self.control.call("Nope")
+        with self.assertRaisesRegex(kvtier.InvalidError, "ListChunks: .*colour"):
+            list(self.control.chunks(colour="red"))
+        with self.assertRaisesRegex(kvtier.InvalidError, "Pin: .*-1000"):
+            self.control.pin(self.space, self.chain, owner="me", ttl=-1)
         with self.assertRaisesRegex(kvtier.InvalidError, "not both"):
             self.control.lookup(self.space, [KEY], tokens=[1])
         with self.assertRaisesRegex(kvtier.InvalidError, "either"):
@@ -319,6 +329,28 @@ class Answers(ControlCase):
                      for _ in range(100)]
             for answer in asked:
                 self.assertEqual(answer.result(), set(self.chain))
+
+
+class Package(unittest.TestCase):
+    def test_everything_public_is_described_and_typed(self):
+        for module in (client, control, errors, layouts, kvtier.namespace):
+            for name, thing in vars(module).items():
+                if name.startswith("_") or getattr(thing, "__module__", "") != module.__name__:
+                    continue
+                members = {name: thing} if inspect.isroutine(thing) else {
+                    f"{name}.{member}": getattr(value, "fget", value)
+                    for member, value in vars(thing).items() if not member.startswith("_")}
+                self.assertTrue(thing.__doc__, name)
+                for path, value in members.items():
+                    if inspect.isroutine(value):
+                        self.assertTrue(value.__doc__, path)
+                        self.assertIn("return", value.__annotations__, path)
+
+    def test_what_control_needs_is_named(self):
+        done = subprocess.run(
+            [sys.executable, "-c", "import sys; sys.modules['grpc'] = None; import kvtier.control"],
+            capture_output=True, text=True, timeout=60, check=False)
+        self.assertRegex(done.stderr, r"ImportError: kvtier.control: .*pip install .*\[control\]")
 
 
 class Statuses(unittest.TestCase):

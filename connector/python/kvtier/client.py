@@ -72,6 +72,7 @@ class Op:
 
     @property
     def done(self) -> bool:
+        """Whether it is over, and status and what follows are valid."""
         return self.status is not None
 
     def __repr__(self) -> str:

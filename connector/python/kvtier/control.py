@@ -9,12 +9,17 @@ installed: generated code would tie the package to the one that generated it.
 from __future__ import annotations
 
 import importlib.resources
+import math
 import os
 from typing import Any, Iterator, Sequence
 
-import grpc
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from google.protobuf.message import Message
+try:
+    import grpc
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+    from google.protobuf.message import Message
+except ImportError as err:
+    raise ImportError(f"kvtier.control: {err}; pip install 'connector/python[control]' has what it "
+                      "needs") from err
 
 from .errors import (AgainError, AgentTimeoutError, InvalidError, KVTierError, NoMemoryError,
                      NotFoundError, UnreachableError)
@@ -73,8 +78,8 @@ def _enum(name: str, value: int | str) -> int:
     for candidate in (value.upper(), prefix + value.upper()):
         if candidate in values:
             return values[candidate].number
-    raise InvalidError(f"{name}: no value {value!r}; there are "
-                       f"{', '.join(v.removeprefix(prefix).lower() for v in values)}")
+    names = [v.name.removeprefix(prefix).lower() for v in values.values() if v.number != 0]
+    raise InvalidError(f"{name}: no value {value!r}; there are {', '.join(names)}")
 
 
 class Control:
@@ -103,6 +108,7 @@ class Control:
         self.close()
 
     def close(self) -> None:
+        """Ends the connection, and calls of other threads with it."""
         self._channel.close()
 
     def _raise(self, err: grpc.RpcError, what: str) -> None:
@@ -113,7 +119,12 @@ class Control:
 
     def call(self, method: str, **fields: Any) -> Any:
         """Any method of the service by its name; fields as the request's constructor takes them."""
-        request = messages[_service.methods_by_name[method].input_type.name](**fields)
+        if method not in self._calls:
+            raise InvalidError(f"{method}: no such method; there are {', '.join(self._calls)}")
+        try:
+            request = messages[_service.methods_by_name[method].input_type.name](**fields)
+        except ValueError as err:
+            raise InvalidError(f"{method}: {err}") from err
         try:
             return self._calls[method](request, timeout=self._timeout)
         except grpc.RpcError as err:
@@ -133,21 +144,27 @@ class Control:
     # ---- see -------------------------------------------------------------------------------
 
     def node(self) -> Any:
+        """The agent itself: version, state, uptime, sockets, incarnation (a `Node`)."""
         return self.call("GetNode")
 
     def tiers(self) -> Sequence[Any]:
+        """Host memory and, if there is one, NVMe: capacity, use, policy (`TierInfo`)."""
         return self.call("ListTiers").tiers
 
     def namespaces(self) -> Iterator[Any]:
+        """What chunks are of, and how much is held of each (`Namespace`)."""
         return self._list("ListNamespaces", "namespaces")
 
     def sessions(self) -> Iterator[Any]:
+        """Connected clients (`Session`)."""
         return self._list("ListSessions", "sessions")
 
     def leases(self) -> Iterator[Any]:
+        """What lookups keep from being evicted for now (`Lease`)."""
         return self._list("ListLeases", "leases")
 
     def pins(self, owner: str = "") -> Iterator[Any]:
+        """What pin() keeps (`PinInfo`). owner: whose; empty: of all."""
         return self._list("ListPins", "pins", owner=owner)
 
     def chunks(self, **chunk_filter: Any) -> Iterator[Any]:
@@ -155,9 +172,11 @@ class Control:
         return self._list("ListChunks", "chunks", filter=_filter(chunk_filter))
 
     def chunk(self, key: bytes, namespace_id: bytes = b"") -> Any:
+        """One chunk (`Chunk`), of the first namespace that holds the key if none is named."""
         return self.call("GetChunk", key=key, namespace_id=namespace_id)
 
     def stats(self) -> dict[str, int]:
+        """Counters and gauges by name, all of one moment."""
         return {stat.name: stat.value for stat in self.call("GetStats").stats}
 
     def config(self) -> dict[str, Any]:
@@ -173,9 +192,9 @@ class Control:
 
     def pin(self, namespace_id: bytes, keys: Sequence[bytes] = (), *, owner: str,
             tokens: Sequence[int] = (), parent_key: bytes = b"", ttl: float = 0) -> Any:
-        """Keep a prefix. ttl: seconds; 0: until unpin() or the agent's end."""
+        """Keep a prefix (`PinResponse`). ttl: seconds; 0: until unpin() or the agent's end."""
         return self.call("Pin", chain=_chain(namespace_id, keys, tokens, parent_key), owner=owner,
-                         ttl_ms=int(ttl * 1000))
+                         ttl_ms=math.ceil(ttl * 1000))
 
     def unpin(self, *, pin_id: int | None = None, owner: str | None = None) -> int:
         """End one pin, or all of an owner. @return how many ended."""
@@ -194,6 +213,7 @@ class Control:
     def demote(self, namespace_id: bytes, keys: Sequence[bytes] = (), *,
                tokens: Sequence[int] = (), parent_key: bytes = b"", subtree: bool = False,
                dry_run: bool = False, force: bool = False) -> Any:
+        """Frees host memory of chunks, after they are on NVMe. force: also what pins hold."""
         return self.call("Demote", dry_run=dry_run, force=force, selection={
             "chain": _chain(namespace_id, keys, tokens, parent_key), "subtree": subtree})
 
@@ -201,6 +221,7 @@ class Control:
                tokens: Sequence[int] = (), parent_key: bytes = b"", subtree: bool = False,
                tiers: Sequence[int | str] = (), dry_run: bool = False,
                force: bool = False) -> Any:
+        """Deletes chunks. subtree: and what is behind them; tiers: their copies there alone."""
         return self.call("Delete", tiers=[_enum("Tier", tier) for tier in tiers], dry_run=dry_run,
                          force=force, selection={
                              "chain": _chain(namespace_id, keys, tokens, parent_key),
@@ -221,12 +242,15 @@ class Control:
     # ---- jobs ------------------------------------------------------------------------------
 
     def jobs(self) -> Iterator[Any]:
+        """Open jobs, and those that ended last (`Job`)."""
         return self._list("ListJobs", "jobs")
 
     def job(self, job_id: int) -> Any:
+        """One job as it is now (`Job`)."""
         return self.call("GetJob", id=job_id)
 
     def cancel_job(self, job_id: int) -> Any:
+        """Stops a job; what it has done stays done. @return the job."""
         return self.call("CancelJob", id=job_id)
 
     def watch_job(self, job_id: int, *, interval: float = 0.2,
