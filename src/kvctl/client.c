@@ -71,7 +71,8 @@ enum kvctl_exit kvctl_socket_fail(const char *path, const char *option, int err)
         break;
     case EACCES:
     case EPERM:
-        next = "run kvctl as the agent's user or group, or see socket.mode; other sockets: ";
+        next = "run kvctl as root or as the agent's user (put and get-chunk: or in its group); "
+               "other sockets: ";
         break;
     case EAGAIN:
         next = "too many clients wait there: try again, or name another socket with ";

@@ -57,7 +57,8 @@ static void folder_check(struct doctor *d, const char *path)
                "%s, where the socket is to be: %s", folder, strerror(err));
 }
 
-static bool socket_check(struct doctor *d, const char *path, int type, const char *what, int *pid_p)
+/* Returns the errno of connecting. */
+static int socket_check(struct doctor *d, const char *path, int type, const char *what, int *pid_p)
 {
     struct stat st;
     char owner[160];
@@ -73,8 +74,10 @@ static bool socket_check(struct doctor *d, const char *path, int type, const cha
         doctor_add(d, DOCTOR_OK, "", "%s %s answers (%s)", what, path, owner);
     else if (err == EACCES || err == EPERM)
         doctor_add(d, DOCTOR_FAIL,
-                   "run kvctl and the engines as the agent's user or in its group, or set "
-                   "socket.mode",
+                   type == SOCK_STREAM
+                       ? "run kvctl as root or as the agent's user: nobody else may steer it"
+                       : "run kvctl and the engines as the agent's user or in its group, or set "
+                         "socket.mode",
                    "%s %s: this user may not connect (%s)", what, path,
                    there ? owner : "its folder is closed to us");
     else if (err == ENOENT)
@@ -86,15 +89,16 @@ static bool socket_check(struct doctor *d, const char *path, int type, const cha
     else
         doctor_add(d, DOCTOR_FAIL, "name the agent's socket with --socket", "%s %s: %s", what, path,
                    strerror(err));
-    return err == 0;
+    return err;
 }
 
 static void check_socket(struct doctor *d)
 {
     int pid = 0;
-    if (socket_check(d, d->k->socket_path, SOCK_SEQPACKET, "socket", &pid))
+    int err = socket_check(d, d->k->socket_path, SOCK_SEQPACKET, "socket", &pid);
+    if (err == 0)
         d->pid = pid;
-    else
+    else if (err != EACCES && err != EPERM) /* else an agent has it already */
         folder_check(d, d->k->socket_path);
 }
 
@@ -117,7 +121,7 @@ static void check_control(struct doctor *d)
                    d->k->control_path);
         return;
     }
-    if (!socket_check(d, d->k->control_path, SOCK_STREAM, "control", NULL))
+    if (socket_check(d, d->k->control_path, SOCK_STREAM, "control", NULL) != 0)
         return;
     enum kvctl_exit code = kvctl_call_quiet(d->k, "GetConfig", &request.base, &reply);
     if (code != KVCTL_OK) {

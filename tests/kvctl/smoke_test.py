@@ -6,6 +6,7 @@ Usage: smoke_test.py KVCTL KVTIERD KVBENCH [TEST...]
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import unittest
@@ -14,7 +15,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 
 import agent_test
 import program_test
-from program_test import FAILED, KEY, NOT_FOUND, UNREACHABLE
+from program_test import BAD, FAILED, KEY, NOT_FOUND, UNREACHABLE, WAIT_S
 
 KVBENCH = ""
 KIB, MIB = 1 << 10, 1 << 20
@@ -94,6 +95,28 @@ class Chunks(TestCase):
         out, _ = self.kvctl("doctor", "-o", "json")
         found = [(f["check"], f["verdict"]) for f in json.loads(out)["findings"]]
         self.assertIn(("socket", "ok"), found)
+
+    @unittest.skipUnless(os.geteuid() == 0, "only root can be somebody else")
+    def test_somebody_else(self):
+        """Is told as whom to come, by each socket."""
+        os.chmod(self.folder, 0o755)
+        kvctl = shutil.copy(program_test.KVCTL, self.folder)  # where it is may be closed to others
+
+        def run(*args):
+            return subprocess.run([kvctl, "--socket", self.agent.path, *args], capture_output=True,
+                                  text=True, timeout=WAIT_S, check=False, cwd="/", user=65534,
+                                  group=65534, extra_groups=[])
+
+        done = run("info")
+        self.assertEqual(done.returncode, UNREACHABLE, done.stderr)
+        self.assertRegex(done.stderr, "control.sock: Permission denied; run kvctl as root or as")
+        done = run("doctor", "-o", "json")
+        self.assertEqual(done.returncode, BAD, done.stderr)
+        found = [(f["check"], f["verdict"], f["remedy"]) for f in json.loads(done.stdout)["findings"]
+                 if f["check"] in ("socket", "control")]
+        self.assertEqual([f[:2] for f in found], [("socket", "FAIL"), ("control", "FAIL")])
+        self.assertIn("in its group", found[0][2])
+        self.assertIn("root", found[1][2])
 
 
 class SmallSlabs(TestCase):
