@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -27,6 +28,7 @@
 #define CHUNK_MAX     (16 * KVT_MIB)
 #define CHUNK_FACTOR  16 /* from one size to the next */
 #define N_SIZES       4
+#define RETRY_MS      10
 #define TRAILER_MAGIC UINT64_C(0x31656c69666c766b) /* "kvlfile1" */
 
 struct trailer { /* the last bytes of a chunk */
@@ -217,11 +219,17 @@ static int own_store(const struct kvctl *k, kvt_session *session, const uint8_t 
     kvtier_layout layout = {.extents = extents, .n_extents = n};
     kvtier_namespace desc = own_namespace(chunk_bytes);
     int ns = kvt_namespace(session, &desc);
-    int rc = ns < 0 ? ns
-                    : kvt_store(session, ns, key, 1, &layout, 0, kvt_now_ns() + k->timeout_ns,
-                                &status, NULL, &op);
-    if (rc == KVTIER_OK)
-        rc = op_wait(k, session, op, &status, &done);
+    uint64_t deadline_ns = kvt_now_ns() + k->timeout_ns;
+    int rc = ns;
+    /* A slab of another size may be what it takes, and be in use for a moment. */
+    do {
+        if (rc == KVTIER_ERR_NOSPACE)
+            (void)poll(NULL, 0, RETRY_MS);
+        if (ns >= 0)
+            rc = kvt_store(session, ns, key, 1, &layout, 0, deadline_ns, &status, NULL, &op);
+        if (rc == KVTIER_OK)
+            rc = op_wait(k, session, op, &status, &done);
+    } while (rc == KVTIER_ERR_NOSPACE && kvt_now_ns() < deadline_ns);
     free(zeros);
     *chunk_bytes_p = chunk_bytes;
     return rc;
