@@ -23,7 +23,7 @@
  */
 #define ENTER_REQUESTS 32
 #define ENTER_BYTES    (UINT64_C(4) << 20)
-#define PUMP_NS        UINT64_C(100000)
+#define PUMP_NS        UINT64_C(25000) /* of the reactor, in which clients wait */
 
 struct nvme_uring {
     struct io_uring ring;
