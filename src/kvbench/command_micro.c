@@ -71,7 +71,7 @@ static void help(void)
         "  --chunks-in-index N,...  of lookup (10000,100000)\n"
         "  --seconds F              to spend on each case and size (1)\n"
         "  --arena-bytes SIZE       host memory of the agent (1GiB; 512MiB for NVMe cases)\n"
-        "  --nvme-bytes SIZE        store file of the agent for NVMe cases (2GiB)\n"
+        "  --nvme-bytes SIZE        store file of the agent for NVMe cases (4GiB)\n"
         "  --socket PATH            use the agent there instead of starting one\n"
         "  --dir DIR                where temporary folder and reference file are made (/var/tmp)\n"
         "  --set KEY=VALUE          more configuration for the agents that are started\n"
@@ -354,7 +354,8 @@ int kvt_command_micro(int argc, char **argv)
         .n_n_chunks = 2,
         .arena_bytes = UINT64_C(1) << 30,
         .nvme_arena_bytes = UINT64_C(512) << 20,
-        .nvme_bytes = UINT64_C(2) << 30,
+        .nvme_bytes =
+            UINT64_C(4) << 30, /* many times what is being written: as with a real store */
         .dir = "/var/tmp",
         .seconds = 1.0,
     };
