@@ -12,6 +12,8 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#define ENDS_WAITING_MAX 4 /* so that the agent has its slots back in time */
+
 /* Room for some batches of keys, so that requests seldom wait for the agent to read. */
 #define SOCKET_BYTES (1 << 20)
 
@@ -324,8 +326,15 @@ static enum kvt_status op_send_locked(struct kvt_session *s, struct kvt_conn *c,
     return kvt_conn_send_locked(s, c, iov, 2);
 }
 
-static void ends_send_locked(struct kvt_session *s)
+bool kvt_ends_wait_locked(const struct kvt_session *s)
 {
+    return s->work[KVT_WORK_HOST].head != NULL && s->data.n_ends_pending < ENDS_WAITING_MAX;
+}
+
+void kvt_ends_send_locked(struct kvt_session *s)
+{
+    if (kvt_ends_wait_locked(s))
+        return;
     for (uint32_t i = 0; i < s->n_slots && s->data.n_ends_pending > 0 && !s->data.tx_blocked; i++) {
         if (s->slots[i].end_pending)
             kvt_op_end_send_locked(s, &s->slots[i]);
@@ -370,7 +379,7 @@ void kvt_conn_pump_locked(struct kvt_session *s, struct kvt_conn *c)
         return;
     if (c == &s->data) {
         kvt_job_flush_locked(s);
-        ends_send_locked(s);
+        kvt_ends_send_locked(s);
     }
     if (!c->tx_blocked)
         ns_pump_locked(s, c);

@@ -309,5 +309,6 @@ void kvt_job_done_locked(struct kvt_session *s, struct kvt_worker *w)
         store_done_locked(s, w);
     else
         finish_if_over_locked(s, op);
+    kvt_ends_send_locked(s);
     pthread_cond_broadcast(&s->cond);
 }

@@ -231,10 +231,14 @@ void kvt_op_finish_locked(struct kvt_session *s, struct kvt_client_op *op, int s
     op->end_pending = false;
     if (op->type != KVTIER_LOOKUP && was_open && c->state == KVT_CONN_READY) {
         op->end_type = end_type(op, n_waiting);
-        if (op->end_type != 0)
+        if (op->end_type == KVT_WIRE_LOAD_DONE && kvt_ends_wait_locked(s)) {
+            op->end_pending = true;
+            c->n_ends_pending++;
+        } else if (op->end_type != 0) {
             kvt_op_end_send_locked(s, op);
-        else
+        } else {
             c->n_open--;
+        }
     }
     done_push_locked(s, op);
     if (c->state == KVT_CONN_READY && c->queue.head != NULL)

@@ -223,6 +223,12 @@ void kvt_op_put_locked(struct kvt_session *s, struct kvt_client_op *op);
 struct kvt_client_op *kvt_op_find_locked(struct kvt_session *s, uint64_t id);
 void kvt_op_submit_locked(struct kvt_session *s, struct kvt_client_op *op);
 void kvt_op_end_send_locked(struct kvt_session *s, struct kvt_client_op *op);
+/**
+ * Whether the agent may be told later that loads are over: while there is more to copy. Being told
+ * wakes it, as a rule on the core of the thread that copies, which then waits for it.
+ */
+bool kvt_ends_wait_locked(const struct kvt_session *s);
+void kvt_ends_send_locked(struct kvt_session *s); /* unless they wait */
 void kvt_op_finish_locked(struct kvt_session *s, struct kvt_client_op *op, int status);
 /* End an op soon: now, or when the copies under way have noticed. */
 void kvt_op_stop_locked(struct kvt_session *s, struct kvt_client_op *op, int status);

@@ -417,6 +417,29 @@ START_TEST(load_keeps_its_deadline)
 }
 END_TEST
 
+/* It is told late where there is more to copy, but of each, and soon. */
+START_TEST(the_agent_is_told_that_loads_are_over)
+{
+    enum { LOADS = N / 2 };
+    setup();
+    peer_start(&peer, path);
+    session_open(0, 1u << _i);
+    ck_assert_int_eq(kvt_connect_wait(session, 5000), KVTIER_OK);
+    ck_assert_uint_eq(store_all().n_ok, N);
+    for (unsigned i = 0; i < LOADS; i++)
+        ck_assert_int_eq(
+            kvt_load(session, ns, keys[2 * i], 2, &layouts[2 * i], 0, 0, NULL, NULL, NULL),
+            KVTIER_OK);
+    for (unsigned i = 0; i < LOADS; i++)
+        ck_assert_int_eq(one_done(5000).status, KVTIER_OK);
+    uint64_t end_ns = kvt_now_ns() + UINT64_C(1000000000);
+    while (atomic_load(&peer.n_load_done) < LOADS && kvt_now_ns() < end_ns)
+        usleep(1000);
+    ck_assert_uint_eq(atomic_load(&peer.n_load_done), LOADS);
+    teardown_peer();
+}
+END_TEST
+
 START_TEST(a_late_lookup_gives_its_lease_back)
 {
     ck_assert_uint_eq(store_all().n_ok, N);
@@ -548,6 +571,7 @@ int main(void)
     tcase_add_loop_test(tc, faults_end_as_misses, 0, (int)KVT_ARRAY_LEN(faults));
     tcase_add_test(tc, another_version_is_told);
     tcase_add_test(tc, no_agent_means_misses_at_once);
+    tcase_add_loop_test(tc, the_agent_is_told_that_loads_are_over, 0, 3);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);
