@@ -28,7 +28,7 @@
 #define KVT_CUDA_THREADS_MAX 16 /* of each direction */
 #define KVT_QUEUE_DEPTH_MAX  4096
 #define KVT_JOB_BYTES                                                                              \
-    (4 * KVT_MIB) /* copied between two looks at the socket, and committed at once */
+    (8 * KVT_MIB) /* copied between two looks at the socket, and committed at once */
 
 #define KVT_ITEM_CUT 1 /* result of a copy that was stopped; no status has this value */
 
