@@ -14,7 +14,7 @@
 #include "peer.h"
 
 #define CHUNK_BYTES 300000u
-#define N           24u
+#define N           36u /* more than one commit */
 
 static struct peer peer;
 static char path[64];
