@@ -3,9 +3,10 @@
 such clients, without, and with them at another agent of the same machine, which takes the same share
 of the CPUs and nothing of this agent. In turns; each turn has new agents.
 
-Usage: control_bench.py KVTIERD KVBENCH [ROUNDS [CHUNKS]] [--hostile]
+Usage: control_bench.py KVTIERD KVBENCH [ROUNDS [CHUNKS]] [--hostile] [--apart]
 --hostile: clients that send nonsense, floods of pings and resets, messages too large and too many
-calls at once, and read nothing. Needs the package kvtier with its extra [control].
+calls at once, and read nothing. --apart: kvbench and the agent's reactor have a CPU and all else has
+another, so that what the clients compute takes none of theirs. Needs the package kvtier with its extra [control].
 """
 
 import json
@@ -106,6 +107,18 @@ def load(path, is_hostile):
     print(sum(counts))
 
 
+def cpus(is_data_path):
+    """With --apart: where a thread may run."""
+    all_cpus = sorted(os.sched_getaffinity(0))
+    return all_cpus[:1] if is_data_path else all_cpus[1:2]
+
+
+def place(process, is_data_path):
+    """All threads of a process, whose first is an agent's reactor; new ones follow their makers."""
+    for thread in map(int, os.listdir(f"/proc/{process.pid}/task")):
+        os.sched_setaffinity(thread, cpus(is_data_path and thread == process.pid))
+
+
 class Agent:
     def __init__(self, kvtierd, folder):
         self.socket = os.path.join(folder, "kvtierd.sock")
@@ -133,6 +146,11 @@ def measure(kvtierd, kvbench, mode, n_chunks, options):
     with tempfile.TemporaryDirectory(prefix="kvt-bench-") as one, \
             tempfile.TemporaryDirectory(prefix="kvt-bench-") as two, \
             Agent(kvtierd, one) as agent, Agent(kvtierd, two) as other:
+        apart = "--apart" in options
+        bench_options = {"preexec_fn": lambda: os.sched_setaffinity(0, cpus(True))} if apart else {}
+        if apart:
+            place(agent.process, True)
+            place(other.process, False)
         command = [kvbench, "micro", "--only", "lookup", "--chunks-in-index", str(n_chunks), "--json",
                    "--arena-bytes", "1GiB", "--socket"]
         if mode == "elsewhere":  # so that there are as many chunks to list
@@ -145,8 +163,11 @@ def measure(kvtierd, kvbench, mode, n_chunks, options):
                 [sys.executable, __file__, "--load", target.removesuffix(".sock") + ".control.sock",
                  *options],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            if apart:
+                place(client, False)
         began = time.monotonic()
-        done = subprocess.run([*command, agent.socket], check=False, capture_output=True, text=True)
+        done = subprocess.run([*command, agent.socket], check=False, capture_output=True, text=True,
+                              **bench_options)
         calls = 0
         if client is not None:
             calls = int(client.communicate()[0]) / (time.monotonic() - began)
@@ -160,7 +181,7 @@ def main():
     if sys.argv[1:2] == ["--load"]:
         load(sys.argv[2], "--hostile" in sys.argv)
         return
-    options = [a for a in sys.argv[1:] if a == "--hostile"]
+    options = [a for a in sys.argv[1:] if a in ("--hostile", "--apart")]
     kvtierd, kvbench, *numbers = [a for a in sys.argv[1:] if a not in options]
     rounds = int(numbers[0]) if numbers else 5
     n_chunks = int(numbers[1]) if len(numbers) > 1 else 20000

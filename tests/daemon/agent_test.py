@@ -217,7 +217,8 @@ class CommandLine(TestCase):
         self.assertEqual(done.returncode, 2)
         for says in (f"{path}:2: host.byts: unknown key; the nearest known one is host.bytes",
                      "host.slab_bytes: 3MiB is not a multiple", "nvme.bytes: missing",
-                     "--set: log.level: \"loud\" is not one of", "lease.ttl: is longer than"):
+                     "--set: log.level: \"loud\" is not one of",
+                     "lease.ttl: 1h is longer than the 10m of lease.ttl_max"):
             self.assertIn(says, done.stderr)
 
     def test_what_is_printed_is_a_config(self):
