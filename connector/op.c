@@ -192,8 +192,9 @@ void kvt_op_end_send_locked(struct kvt_session *s, struct kvt_client_op *op)
     struct kvt_wire_header h = {.type = op->end_type, .bytes = sizeof(h), .op = op->id};
     struct iovec iov = {&h, sizeof(h)};
     bool was_pending = op->end_pending;
+    bool waits = op->end_type == KVT_WIRE_LOAD_DONE && !was_pending && kvt_ends_wait_locked(s);
     enum kvt_status status = KVT_ERR_AGAIN;
-    if (!s->data.tx_blocked)
+    if (!s->data.tx_blocked && !waits)
         status = kvt_conn_send_locked(s, &s->data, &iov, 1);
     /* On a broken connection the agent lets go of everything anyway. */
     op->end_pending = status == KVT_ERR_AGAIN;
@@ -231,14 +232,10 @@ void kvt_op_finish_locked(struct kvt_session *s, struct kvt_client_op *op, int s
     op->end_pending = false;
     if (op->type != KVTIER_LOOKUP && was_open && c->state == KVT_CONN_READY) {
         op->end_type = end_type(op, n_waiting);
-        if (op->end_type == KVT_WIRE_LOAD_DONE && kvt_ends_wait_locked(s)) {
-            op->end_pending = true;
-            c->n_ends_pending++;
-        } else if (op->end_type != 0) {
+        if (op->end_type != 0)
             kvt_op_end_send_locked(s, op);
-        } else {
+        else
             c->n_open--;
-        }
     }
     done_push_locked(s, op);
     if (c->state == KVT_CONN_READY && c->queue.head != NULL)
