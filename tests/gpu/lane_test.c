@@ -50,10 +50,8 @@ static void fill(unsigned char *p, uint64_t n)
     rng_state += x;
 }
 
-struct bench { /* a GPU and an arena */
-    struct kvt_cuda_device device;
-    struct kvt_pin pin;
-    struct kvt_arena arena;
+struct bench {            /* a GPU and an arena */
+    struct parts_gpu gpu; /* without a cache: each trial has its own */
     struct kvt_lane store, load;
     struct CUstream_st *stream; /* the "engine's" */
     struct CUevent_st *after;
@@ -73,52 +71,45 @@ static void bench_init(struct bench *b, const char *library, uint32_t kernel_bel
                        bool is_pinned)
 {
     struct kvt_error err;
-    const kvtier_cuda options = {
-        .size = sizeof(options), .library = library, .kernel_below_bytes = kernel_below_bytes};
     memset(b, 0, sizeof(*b));
-    CHECK(parts_arena_init(&b->arena, ARENA_BASE, ARENA_BYTES));
-    must(kvt_cuda_device_open(&b->device, &options, &err), &err);
-    must(kvt_cuda_thread_init(&b->device, &err), &err);
-    must(kvt_pin_init(&b->pin, &b->device, &err), &err);
-    kvt_pin_start(&b->pin, &b->arena, is_pinned ? SLAB_BYTES : 0);
-    must(kvt_lane_init(&b->store, &b->device, &b->pin, &b->arena, false, &err), &err);
-    must(kvt_lane_init(&b->load, &b->device, &b->pin, &b->arena, true, &err), &err);
-    CHECK(b->device.api.stream_create(&b->stream, KVT_CU_STREAM_NON_BLOCKING, 0) == 0);
-    CHECK(b->device.api.event_create(&b->after, KVT_CU_EVENT_DISABLE_TIMING) == 0);
+    parts_gpu_open(&b->gpu, &(struct parts_gpu_options){
+                                .library = library,
+                                .kernel_below_bytes = kernel_below_bytes,
+                                .arena_base = ARENA_BASE,
+                                .arena_bytes = ARENA_BYTES,
+                                .slab_bytes = is_pinned ? SLAB_BYTES : 0,
+                            });
+    must(kvt_lane_init(&b->store, &b->gpu.device, &b->gpu.pin, &b->gpu.arena, false, &err), &err);
+    must(kvt_lane_init(&b->load, &b->gpu.device, &b->gpu.pin, &b->gpu.arena, true, &err), &err);
+    CHECK(b->gpu.device.api.stream_create(&b->stream, KVT_CU_STREAM_NON_BLOCKING, 0) == 0);
+    CHECK(b->gpu.device.api.event_create(&b->after, KVT_CU_EVENT_DISABLE_TIMING) == 0);
     b->bounce_bytes = 64 * KVT_MIB;
-    CHECK(b->device.api.host_alloc((void **)&b->bounce, b->bounce_bytes, 0) == 0);
-    if (is_pinned)
-        parts_pin_all(&b->pin, &b->arena);
+    CHECK(b->gpu.device.api.host_alloc((void **)&b->bounce, b->bounce_bytes, 0) == 0);
 }
 
 static void bench_fini(struct bench *b)
 {
-    struct CUctx_st *context;
-    kvt_pin_stop(&b->pin);
-    kvt_pin_fini(&b->pin);
     kvt_lane_fini(&b->store);
     kvt_lane_fini(&b->load);
-    (void)b->device.api.event_destroy(b->after);
-    (void)b->device.api.stream_destroy(b->stream);
-    (void)b->device.api.host_free(b->bounce);
-    (void)b->device.api.context_pop(&context);
-    kvt_cuda_device_close(&b->device);
-    parts_arena_fini(&b->arena);
+    (void)b->gpu.device.api.event_destroy(b->after);
+    (void)b->gpu.device.api.stream_destroy(b->stream);
+    (void)b->gpu.device.api.host_free(b->bounce);
+    parts_gpu_close(&b->gpu);
 }
 
 static void gpu_write(struct bench *b, kvt_cu_ptr dst, const unsigned char *src, uint64_t bytes)
 {
     CHECK(bytes <= b->bounce_bytes);
     memcpy(b->bounce, src, bytes);
-    CHECK(b->device.api.copy_in(dst, b->bounce, bytes, b->stream) == 0);
-    CHECK(b->device.api.stream_sync(b->stream) == 0);
+    CHECK(b->gpu.device.api.copy_in(dst, b->bounce, bytes, b->stream) == 0);
+    CHECK(b->gpu.device.api.stream_sync(b->stream) == 0);
 }
 
 static void gpu_read(struct bench *b, unsigned char *dst, kvt_cu_ptr src, uint64_t bytes)
 {
     CHECK(bytes <= b->bounce_bytes);
-    CHECK(b->device.api.copy_out(b->bounce, src, bytes, b->stream) == 0);
-    CHECK(b->device.api.stream_sync(b->stream) == 0);
+    CHECK(b->gpu.device.api.copy_out(b->bounce, src, bytes, b->stream) == 0);
+    CHECK(b->gpu.device.api.stream_sync(b->stream) == 0);
     memcpy(dst, b->bounce, bytes);
 }
 
@@ -180,7 +171,7 @@ static void chunk_run(struct bench *b, struct kvt_lane *lane, const kvtier_layou
 {
     static _Atomic int go_on;
     const struct kvt_copy_stop stop = {&go_on, UINT64_MAX};
-    CHECK(b->device.api.event_record(b->after, b->stream) == 0);
+    CHECK(b->gpu.device.api.event_record(b->after, b->stream) == 0);
     kvt_lane_begin(lane, b->after);
     enum kvt_status status = kvt_lane_copy(lane, layout, offset, bytes, &stop);
     must(kvt_lane_end(lane), &lane->error);
@@ -200,7 +191,7 @@ static void trial_run(struct bench *b, const struct kv_layout *kind, struct kv_s
     CHECK(seen != NULL && t.want_cache != NULL && t.want_chunk != NULL && t.extents != NULL);
     pages_draw(&t, in_order);
     fill(t.want_cache, t.map.bytes);
-    CHECK(b->device.api.mem_alloc(&t.cache, t.map.bytes) == 0);
+    CHECK(b->gpu.device.api.mem_alloc(&t.cache, t.map.bytes) == 0);
     gpu_write(b, t.cache, t.want_cache, t.map.bytes);
     kv_cells(&t.map, t.pages, N_PAGES, cell_extent, &t);
     kv_cells(&t.map, t.pages, N_PAGES, cell_gather, &t);
@@ -208,7 +199,7 @@ static void trial_run(struct bench *b, const struct kv_layout *kind, struct kv_s
     /* Anywhere in the arena: across slices, and at odd addresses too. */
     uint64_t at = rng((uint32_t)(ARENA_BYTES - bytes - 128)) & ~(uint64_t)(rng(4) == 0 ? 0 : 63);
     const kvtier_layout layout = {.extents = t.extents, .n_extents = t.n_extents};
-    unsigned char *slot = (unsigned char *)b->arena.maps[0].addr + at;
+    unsigned char *slot = (unsigned char *)b->gpu.arena.maps[0].addr + at;
     memset(slot, 0x5a, bytes + 64);
     chunk_run(b, &b->store, &layout, ARENA_BASE + at, bytes);
     CHECK(memcmp(slot, t.want_chunk, bytes) == 0);
@@ -222,7 +213,7 @@ static void trial_run(struct bench *b, const struct kv_layout *kind, struct kv_s
     gpu_read(b, seen, t.cache, t.map.bytes);
     CHECK(memcmp(seen, t.want_cache, t.map.bytes) == 0);
 
-    CHECK(b->device.api.mem_free(t.cache) == 0);
+    CHECK(b->gpu.device.api.mem_free(t.cache) == 0);
     free(seen);
     free(t.want_cache);
     free(t.want_chunk);
@@ -260,7 +251,7 @@ static void strides_run(struct bench *b, const char *way)
     kvt_cu_ptr ptr;
     snprintf(now_testing, sizeof(now_testing), "%s, strides", way);
     fill(cache, cache_bytes);
-    CHECK(b->device.api.mem_alloc(&ptr, cache_bytes) == 0);
+    CHECK(b->gpu.device.api.mem_alloc(&ptr, cache_bytes) == 0);
     gpu_write(b, ptr, cache, cache_bytes);
     const kvtier_layout layout = {.base = (void *)(uintptr_t)ptr, /* NOLINT: of the GPU */
                                   .n_outer = (uint32_t)n_planes,
@@ -269,7 +260,7 @@ static void strides_run(struct bench *b, const char *way)
                                   .inner_stride = (int64_t)pitch,
                                   .bytes = row};
     uint64_t at = 16 * KVT_MIB - bytes / 2; /* across two slices */
-    unsigned char *slot = (unsigned char *)b->arena.maps[0].addr + at;
+    unsigned char *slot = (unsigned char *)b->gpu.arena.maps[0].addr + at;
     chunk_run(b, &b->store, &layout, ARENA_BASE + at, bytes);
     for (uint64_t i = 0; i < n_planes * n_rows; i++)
         CHECK(memcmp(slot + i * row, cache + i * pitch, row) == 0);
@@ -279,7 +270,7 @@ static void strides_run(struct bench *b, const char *way)
         memcpy(cache + i * pitch, slot + i * row, row);
     gpu_read(b, seen, ptr, cache_bytes);
     CHECK(memcmp(seen, cache, cache_bytes) == 0);
-    CHECK(b->device.api.mem_free(ptr) == 0);
+    CHECK(b->gpu.device.api.mem_free(ptr) == 0);
     free(cache);
     free(seen);
     n_passed++;
@@ -309,19 +300,19 @@ static void stop_run(struct bench *b, const char *way)
     unsigned char before[256];
     kvt_cu_ptr ptr;
     snprintf(now_testing, sizeof(now_testing), "%s, stop", way);
-    CHECK(b->device.api.mem_alloc(&ptr, sizeof(before)) == 0);
+    CHECK(b->gpu.device.api.mem_alloc(&ptr, sizeof(before)) == 0);
     const kvtier_extent extent = {(void *)(uintptr_t)ptr, sizeof(before)}; /* NOLINT: of the GPU */
     const kvtier_layout layout = {.extents = &extent, .n_extents = 1};
     const struct kvt_copy_stop stops[] = {{&halt, UINT64_MAX}, {&go_on, 1}};
-    memcpy(before, b->arena.maps[0].addr, sizeof(before));
+    memcpy(before, b->gpu.arena.maps[0].addr, sizeof(before));
     for (unsigned i = 0; i < KVT_ARRAY_LEN(stops); i++) {
         kvt_lane_begin(&b->store, NULL);
         CHECK(kvt_lane_copy(&b->store, &layout, ARENA_BASE, sizeof(before), &stops[i]) ==
               KVT_ERR_CANCELED);
         must(kvt_lane_end(&b->store), &b->store.error);
     }
-    CHECK(memcmp(before, b->arena.maps[0].addr, sizeof(before)) == 0);
-    CHECK(b->device.api.mem_free(ptr) == 0);
+    CHECK(memcmp(before, b->gpu.arena.maps[0].addr, sizeof(before)) == 0);
+    CHECK(b->gpu.device.api.mem_free(ptr) == 0);
     n_passed++;
 }
 
@@ -334,12 +325,12 @@ static void way_run(const char *library, const char *way, uint32_t kernel_below_
     strides_run(&b, way);
     large_run(&b, way);
     stop_run(&b, way);
-    uint64_t n_engine = b.device.n_engine_bytes, n_kernel = b.device.n_kernel_bytes;
-    uint64_t n_staged = b.device.n_staged_bytes;
+    uint64_t n_engine = b.gpu.device.n_engine_bytes, n_kernel = b.gpu.device.n_kernel_bytes;
+    uint64_t n_staged = b.gpu.device.n_staged_bytes;
     printf("%-24s %8.1f MiB by copy engine, %8.1f by kernel, %8.1f staged\n", way,
            (double)n_engine / (double)KVT_MIB, (double)n_kernel / (double)KVT_MIB,
            (double)n_staged / (double)KVT_MIB);
-    bool has_kernels = b.device.gather != NULL;
+    bool has_kernels = b.gpu.device.gather != NULL;
     CHECK(is_pinned ? n_staged == 0 : n_staged == n_engine + n_kernel);
     CHECK(!want_kernel || !has_kernels || n_kernel > n_engine);
     CHECK(want_kernel || n_kernel == 0);

@@ -8,7 +8,8 @@
 #include <time.h>
 #include <unistd.h>
 
-bool parts_arena_init(struct kvt_arena *arena, uint64_t base, uint64_t bytes)
+/* One map of zeros at `base`; false: no memory. */
+static bool arena_init(struct kvt_arena *arena, uint64_t base, uint64_t bytes)
 {
     struct kvt_map *map = &arena->maps[0];
     int fd = memfd_create("arena", MFD_CLOEXEC);
@@ -28,12 +29,13 @@ bool parts_arena_init(struct kvt_arena *arena, uint64_t base, uint64_t bytes)
     return true;
 }
 
-void parts_arena_fini(struct kvt_arena *arena)
+static void arena_fini(struct kvt_arena *arena)
 {
     munmap(arena->maps[0].addr, arena->maps[0].bytes);
 }
 
-void parts_pin_all(struct kvt_pin *pin, const struct kvt_arena *arena)
+/* Wait until all of it is registered; only tests wait for it. */
+static void pin_all(struct kvt_pin *pin, const struct kvt_arena *arena)
 {
     const struct timespec moment = {.tv_nsec = 1000000};
     while (!kvt_pin_ready(pin, arena->maps[0].base, arena->maps[0].bytes))
@@ -56,17 +58,19 @@ void parts_gpu_open(struct parts_gpu *gpu, const struct parts_gpu_options *optio
     struct kvt_error err = {.status = KVT_ERR_NOMEM, .msg = "no memory for an arena and a cache"};
     memset(gpu, 0, sizeof(*gpu));
     gpu->cache_bytes = options->cache_bytes;
-    if (!parts_arena_init(&gpu->arena, options->arena_base, options->arena_bytes))
+    if (!arena_init(&gpu->arena, options->arena_base, options->arena_bytes))
         must(KVT_ERR_NOMEM, &err);
     must(kvt_cuda_device_open(&gpu->device, &attach, &err), &err);
     must(kvt_cuda_thread_init(&gpu->device, &err), &err);
     must(kvt_pin_init(&gpu->pin, &gpu->device, &err), &err);
     kvt_pin_start(&gpu->pin, &gpu->arena, options->slab_bytes);
-    unsigned result = gpu->device.api.mem_alloc(&gpu->cache, gpu->cache_bytes);
-    if (result != KVT_CU_OK)
-        must(kvt_cuda_error(&gpu->device.api, result, "cannot make a cache", &err), &err);
+    if (gpu->cache_bytes != 0) {
+        unsigned result = gpu->device.api.mem_alloc(&gpu->cache, gpu->cache_bytes);
+        if (result != KVT_CU_OK)
+            must(kvt_cuda_error(&gpu->device.api, result, "cannot make a cache", &err), &err);
+    }
     if (options->slab_bytes != 0)
-        parts_pin_all(&gpu->pin, &gpu->arena);
+        pin_all(&gpu->pin, &gpu->arena);
 }
 
 void parts_gpu_close(struct parts_gpu *gpu)
@@ -74,8 +78,9 @@ void parts_gpu_close(struct parts_gpu *gpu)
     struct CUctx_st *context;
     kvt_pin_stop(&gpu->pin);
     kvt_pin_fini(&gpu->pin);
-    (void)gpu->device.api.mem_free(gpu->cache);
+    if (gpu->cache != 0)
+        (void)gpu->device.api.mem_free(gpu->cache);
     (void)gpu->device.api.context_pop(&context);
     kvt_cuda_device_close(&gpu->device);
-    parts_arena_fini(&gpu->arena);
+    arena_fini(&gpu->arena);
 }

@@ -7,18 +7,12 @@
 
 #include "cuda_pin.h"
 
-/** One map of zeros at `base`; false: no memory. */
-bool parts_arena_init(struct kvt_arena *arena, uint64_t base, uint64_t bytes);
-void parts_arena_fini(struct kvt_arena *arena);
-
-/** Wait until all of it is registered; only tests wait for it. */
-void parts_pin_all(struct kvt_pin *pin, const struct kvt_arena *arena);
-
 struct parts_gpu_options {
     const char *library; /* NULL: the real driver */
     uint32_t kernel_below_bytes;
-    uint64_t arena_base, arena_bytes, cache_bytes;
-    uint64_t slab_bytes; /* 0: the arena stays unregistered */
+    uint64_t arena_base, arena_bytes;
+    uint64_t cache_bytes; /* 0: none */
+    uint64_t slab_bytes;  /* 0: the arena stays unregistered */
 };
 
 struct parts_gpu {
