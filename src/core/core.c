@@ -234,8 +234,8 @@ void kvt_core_flush(struct kvt_core *core, uint64_t now_ns)
 {
     core_leases_expire(core, now_ns);
     core_pins_expire(core, now_ns);
+    core_ops_pump(core, now_ns); /* before what did not get room in time is refused */
     core_ops_expire(core, now_ns);
-    core_ops_pump(core, now_ns);
     core_jobs_step(core, now_ns); /* before the writes: those that it asks for start now */
     core_start_writes(core, now_ns);
     core_scrub(core, now_ns);
@@ -256,17 +256,17 @@ void kvt_core_tune(struct kvt_core *core, const struct kvt_core_tuning *tuning)
 void kvt_core_drain(struct kvt_core *core)
 {
     core->draining = true;
+    core_reserves_refuse(core);
     core_jobs_cancel(core);
 }
 
 bool kvt_core_quiescent(const struct kvt_core *core)
 {
     /* Clients that go on loading do not put off the end. */
-    bool loads = core->n_ios_busy > core->n_writes_busy || core->load_queue.head != NONE;
+    bool loads = core->n_ios_busy > core->n_writes_busy || core->loads.n > 0;
     return core->n_writes_busy == 0 && (!loads || core->draining) && core->n_meta_busy == 0 &&
-           core->n_write_queue == 0 && core->ready_ops == NONE &&
-           core->reserve_queue.head == NONE && core->orphans == NONE && core->jobs.n_open == 0 &&
-           core->jobs.n_tell == 0;
+           core->n_write_queue == 0 && core->ready_ops == NONE && core->reserves.n == 0 &&
+           core->orphans == NONE && core->jobs.n_open == 0 && core->jobs.n_tell == 0;
 }
 
 void kvt_core_stats(const struct kvt_core *core, uint64_t stats[KVT_STAT_N])

@@ -146,6 +146,7 @@ struct session {
     uint32_t n_ops, n_leases;
     uint32_t ops, leases; /* list heads */
     uint64_t reserved_bytes;
+    uint64_t over_share; /* the pump in which a store of it was found to be over its share */
 };
 
 #define LEASE_PINS              12
@@ -174,6 +175,7 @@ enum item_state {
 struct item {
     uint32_t chunk;
     uint32_t next; /* item reference: waiters of a chunk, or index: answers of an op */
+    uint32_t prev; /* likewise, of waiters */
     int16_t status;
     uint8_t state;
     uint8_t pinned : 1;
@@ -186,6 +188,7 @@ struct op {
     uint64_t id;
     uint64_t deadline_ns;
     uint64_t hold_until_ns; /* load: last lease_deadline given out; reserve: of n_existing */
+    uint64_t queue_order;
     uint32_t session;
     uint32_t next, prev; /* in the session, or next free */
     uint32_t queue_next, queue_prev;
@@ -215,6 +218,12 @@ struct heap {
 
 struct op_queue {
     uint32_t head, tail;
+};
+
+/* Ops that wait for room, or for their turn at the disk: see core_queue.c. */
+struct op_queues {
+    struct op_queue of_class[KVT_CLASSES_MAX];
+    uint32_t n;
 };
 
 /* META_DROP: a deletion of what was evicted or deleted; META_DEL: after a transfer that failed. */
@@ -309,7 +318,8 @@ struct kvt_core {
     struct op *ops;
     uint32_t n_ops_used, free_op;
     struct heap op_heap;
-    struct op_queue reserve_queue, load_queue;
+    struct op_queues reserves, loads; /* that wait */
+    uint64_t n_queued, n_pumps;       /* ever */
     uint32_t ready_ops;
     uint32_t n_loads, n_holding; /* open loads; those of them that wait for load_done */
 
@@ -451,7 +461,8 @@ bool core_meta_drop(struct kvt_core *core, uint32_t slot);
 void core_scrub(struct kvt_core *core, uint64_t now_ns);
 /* Slabs of the host tier are still to come. */
 bool core_arena_grows(const struct kvt_core *core);
-/* Whether room may appear by what is under way; own_bytes of reservations do not count. */
+/* Whether room may appear by what is under way; own_bytes of reservations do not count. Leases and
+ * pins do not either: they may last for long. */
 bool core_room_may_come(const struct kvt_core *core, uint64_t own_bytes);
 
 /* core_op.c */
@@ -459,10 +470,25 @@ bool core_ops_init(struct kvt_core *core);
 void core_ops_fini(struct kvt_core *core);
 void core_op_end(struct kvt_core *core, uint32_t o);
 void core_ops_expire(struct kvt_core *core, uint64_t now_ns);
-void core_ops_pump(struct kvt_core *core, uint64_t now_ns);
 void core_ops_emit(struct kvt_core *core, uint64_t now_ns);
 /* The transfer that items of the chunk waited for, a read or a durable write, is over. */
 void core_wake(struct kvt_core *core, uint32_t c, enum kvt_status status);
+
+enum core_fill {                  /* what came of trying to give a waiting op what it needs */
+                 FILL_OVER,       /* it has left its queue */
+                 FILL_NO_ROOM,    /* none for a chunk of this size */
+                 FILL_NO_READ,    /* enough is being read */
+                 FILL_OVER_SHARE, /* its session owns as much as it may */
+};
+enum core_fill core_reserve_fill(struct kvt_core *core, uint32_t o, uint64_t now_ns);
+enum core_fill core_load_fill(struct kvt_core *core, uint32_t o, uint64_t now_ns);
+void core_reserves_refuse(struct kvt_core *core); /* all that wait */
+
+/* core_queue.c */
+void core_queues_init(struct kvt_core *core);
+void core_queue_add(struct kvt_core *core, uint32_t o);
+void core_queue_remove(struct kvt_core *core, uint32_t o); /* no effect if it is in none */
+void core_ops_pump(struct kvt_core *core, uint64_t now_ns);
 
 /* core_lease.c */
 bool core_leases_init(struct kvt_core *core);

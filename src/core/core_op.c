@@ -23,7 +23,7 @@ bool core_ops_init(struct kvt_core *core)
     core->ops = kvt_big_calloc((uint64_t)core->config.n_ops_max * sizeof(*core->ops));
     core->free_op = NONE;
     core->ready_ops = NONE;
-    core->reserve_queue = core->load_queue = (struct op_queue){NONE, NONE};
+    core_queues_init(core);
     return core->ops != NULL && heap_init(&core->op_heap, core->config.n_ops_max);
 }
 
@@ -35,42 +35,6 @@ void core_ops_fini(struct kvt_core *core)
 
 /* --- lists -------------------------------------------------------------------------------------
  */
-
-static struct op_queue *queue_of(struct kvt_core *core, const struct op *op)
-{
-    return op->type == OP_RESERVE ? &core->reserve_queue : &core->load_queue;
-}
-
-static void queue_add(struct kvt_core *core, uint32_t o)
-{
-    struct op *op = &core->ops[o];
-    struct op_queue *queue = queue_of(core, op);
-    op->queued = true;
-    op->queue_next = NONE;
-    op->queue_prev = queue->tail;
-    if (queue->tail != NONE)
-        core->ops[queue->tail].queue_next = o;
-    else
-        queue->head = o;
-    queue->tail = o;
-}
-
-static void queue_remove(struct kvt_core *core, uint32_t o)
-{
-    struct op *op = &core->ops[o];
-    struct op_queue *queue = queue_of(core, op);
-    if (!op->queued)
-        return;
-    op->queued = false;
-    if (op->queue_prev != NONE)
-        core->ops[op->queue_prev].queue_next = op->queue_next;
-    else
-        queue->head = op->queue_next;
-    if (op->queue_next != NONE)
-        core->ops[op->queue_next].queue_prev = op->queue_prev;
-    else
-        queue->tail = op->queue_prev;
-}
 
 static void ready_add(struct kvt_core *core, uint32_t o)
 {
@@ -98,17 +62,22 @@ static void waiters_add(struct kvt_core *core, uint32_t ref, enum item_state sta
     struct item *item = item_at(core, ref);
     struct chunk *chunk = &core->chunks[item->chunk];
     item->state = (uint8_t)state;
+    item->prev = NONE;
     item->next = chunk->waiters;
+    if (chunk->waiters != NONE)
+        item_at(core, chunk->waiters)->prev = ref;
     chunk->waiters = ref;
 }
 
 static void waiters_remove(struct kvt_core *core, uint32_t ref)
 {
     struct item *item = item_at(core, ref);
-    uint32_t *link = &core->chunks[item->chunk].waiters;
-    while (*link != ref)
-        link = &item_at(core, *link)->next;
-    *link = item->next;
+    if (item->prev != NONE)
+        item_at(core, item->prev)->next = item->next;
+    else
+        core->chunks[item->chunk].waiters = item->next;
+    if (item->next != NONE)
+        item_at(core, item->next)->prev = item->prev;
 }
 
 static void answer(struct kvt_core *core, uint32_t o, uint32_t i, enum kvt_status status)
@@ -220,7 +189,7 @@ void core_op_end(struct kvt_core *core, uint32_t o)
         }
         item_unpin(core, item);
     }
-    queue_remove(core, o);
+    core_queue_remove(core, o);
     ready_remove(core, o);
     heap_remove(&core->op_heap, o);
     if (op->prev != NONE)
@@ -392,13 +361,13 @@ enum kvt_status kvt_core_reserve(struct kvt_core *core, uint32_t s, uint64_t id,
         prev = c;
     }
     if (op->n_waiting > 0)
-        queue_add(core, o);
+        core_queue_add(core, o);
     heap_set(&core->op_heap, o, op->deadline_ns);
     reserve_ready(core, o);
     return KVT_OK;
 }
 
-static void reserve_refuse_rest(struct kvt_core *core, uint32_t o)
+static void reserve_refuse_rest(struct kvt_core *core, uint32_t o, enum kvt_status status)
 {
     struct op *op = &core->ops[o];
     for (uint32_t i = op->first_waiting; op->n_waiting > 0; i++) {
@@ -406,10 +375,10 @@ static void reserve_refuse_rest(struct kvt_core *core, uint32_t o)
         if (item->state != ITEM_WAIT_SLOT)
             continue;
         reserve_undo(core, op, item);
-        item->status = KVT_ERR_NOSPACE;
+        item->status = (int16_t)status;
         STAT(core, STORE_REFUSED_CHUNKS)++;
     }
-    queue_remove(core, o);
+    core_queue_remove(core, o);
     reserve_ready(core, o);
 }
 
@@ -425,8 +394,22 @@ static void reserve_existing_late(struct kvt_core *core, uint32_t o)
     }
 }
 
-/* Slots for the items of a reserve, in order. False: it has to wait. */
-static bool reserve_fill(struct kvt_core *core, uint32_t o, uint64_t now_ns)
+void core_reserves_refuse(struct kvt_core *core)
+{
+    for (unsigned c = 0; c < KVT_CLASSES_MAX; c++)
+        while (core->reserves.of_class[c].head != NONE)
+            reserve_refuse_rest(core, core->reserves.of_class[c].head, KVT_ERR_AGAIN);
+}
+
+/* Whether room may come in time: somebody else holds some, by whatever title. */
+static bool reserve_may_wait(const struct kvt_core *core, uint64_t own_bytes)
+{
+    return core_room_may_come(core, own_bytes) || core->n_loads > 0 || STAT(core, LEASES) > 0 ||
+           core->pins.n_refs > 0;
+}
+
+/* Slots for the items of a reserve, in order. */
+enum core_fill core_reserve_fill(struct kvt_core *core, uint32_t o, uint64_t now_ns)
 {
     struct op *op = &core->ops[o];
     struct session *session = &core->sessions[op->session];
@@ -445,12 +428,12 @@ static bool reserve_fill(struct kvt_core *core, uint32_t o, uint64_t now_ns)
         if (allowed)
             slot = core_room(core, HOST, item->chunk);
         if (slot == KVT_SLOT_NONE) {
-            bool may_come = allowed ? core_room_may_come(core, own) || core->n_loads > 0
+            bool may_wait = allowed ? reserve_may_wait(core, own)
                                     : session->reserved_bytes > own || core_arena_grows(core);
-            if (may_come && now_ns < op->deadline_ns)
-                return false;
-            reserve_refuse_rest(core, o);
-            return true;
+            if (may_wait && now_ns < op->deadline_ns)
+                return allowed ? FILL_NO_ROOM : FILL_OVER_SHARE;
+            reserve_refuse_rest(core, o, KVT_ERR_NOSPACE);
+            return FILL_OVER;
         }
         core->chunks[item->chunk].host_slot = slot;
         item->state = ITEM_GRANTED;
@@ -458,9 +441,9 @@ static bool reserve_fill(struct kvt_core *core, uint32_t o, uint64_t now_ns)
         own += bytes;
         reserved_bytes(core, op, true);
     }
-    queue_remove(core, o);
+    core_queue_remove(core, o);
     reserve_ready(core, o);
-    return true;
+    return FILL_OVER;
 }
 
 static void commit_item(struct kvt_core *core, uint32_t o, uint32_t i, const uint64_t *sums)
@@ -583,46 +566,9 @@ enum kvt_status kvt_core_load(struct kvt_core *core, uint32_t s, uint64_t id, ui
         if (core->found[i] != NONE)
             touch(core, core->found[i]);
     if (op->n_waiting > 0)
-        queue_add(core, o);
+        core_queue_add(core, o);
     heap_set(&core->op_heap, o, op->deadline_ns);
     return KVT_OK;
-}
-
-/* Start the reads of a load, in order. False: it has to wait. */
-static bool load_fill(struct kvt_core *core, uint32_t o, uint64_t now_ns)
-{
-    struct op *op = &core->ops[o];
-    uint64_t bytes = core->ns[op->ns].slot_bytes;
-    for (; op->n_waiting > 0; op->first_waiting++) {
-        uint32_t i = op->first_waiting;
-        struct item *item = &op->items[i];
-        struct chunk *chunk = &core->chunks[item->chunk];
-        if (item->state != ITEM_WAIT_SLOT)
-            continue;
-        if (chunk->flags & CHUNK_UNHASHED) {
-            answer(core, o, i, KVT_ERR_MISS); /* lost since: another reader found it damaged */
-        } else if (chunk->host_state == HOST_VALID) {
-            answer(core, o, i, KVT_OK);
-        } else if (chunk->host_state == HOST_READING) {
-            waiters_add(core, item_ref(o, i), ITEM_WAIT_READ);
-        } else {
-            if (!core_can_read(core, bytes))
-                return false;
-            uint32_t slot = core_room(core, HOST, item->chunk);
-            if (slot == KVT_SLOT_NONE) {
-                if (core_room_may_come(core, 0) && now_ns < op->deadline_ns)
-                    return false;
-                answer(core, o, i, KVT_ERR_NOSPACE);
-            } else {
-                chunk->host_slot = slot;
-                waiters_add(core, item_ref(o, i), ITEM_WAIT_READ);
-                core_start_read(core, item->chunk);
-            }
-        }
-        op->n_waiting--;
-    }
-    queue_remove(core, o);
-    return true;
 }
 
 void core_wake(struct kvt_core *core, uint32_t c, enum kvt_status status)
@@ -675,7 +621,48 @@ static void load_expire(struct kvt_core *core, uint32_t o)
         STAT(core, LOAD_LATE_CHUNKS)++;
         answer(core, o, i, KVT_ERR_TIMEOUT);
     }
-    queue_remove(core, o);
+    core_queue_remove(core, o);
+}
+
+/* Start the reads of a load, in order. */
+enum core_fill core_load_fill(struct kvt_core *core, uint32_t o, uint64_t now_ns)
+{
+    struct op *op = &core->ops[o];
+    uint64_t bytes = core->ns[op->ns].slot_bytes;
+    if (now_ns >= op->deadline_ns) {
+        load_expire(core, o);
+        return FILL_OVER;
+    }
+    for (; op->n_waiting > 0; op->first_waiting++) {
+        uint32_t i = op->first_waiting;
+        struct item *item = &op->items[i];
+        struct chunk *chunk = &core->chunks[item->chunk];
+        if (item->state != ITEM_WAIT_SLOT)
+            continue;
+        if (chunk->flags & CHUNK_UNHASHED) {
+            answer(core, o, i, KVT_ERR_MISS); /* lost since: another reader found it damaged */
+        } else if (chunk->host_state == HOST_VALID) {
+            answer(core, o, i, KVT_OK);
+        } else if (chunk->host_state == HOST_READING) {
+            waiters_add(core, item_ref(o, i), ITEM_WAIT_READ);
+        } else {
+            if (!core_can_read(core, bytes))
+                return FILL_NO_READ;
+            uint32_t slot = core_room(core, HOST, item->chunk);
+            if (slot == KVT_SLOT_NONE) {
+                if (core_room_may_come(core, 0))
+                    return FILL_NO_ROOM;
+                answer(core, o, i, KVT_ERR_NOSPACE);
+            } else {
+                chunk->host_slot = slot;
+                waiters_add(core, item_ref(o, i), ITEM_WAIT_READ);
+                core_start_read(core, item->chunk);
+            }
+        }
+        op->n_waiting--;
+    }
+    core_queue_remove(core, o);
+    return FILL_OVER;
 }
 
 void core_ops_expire(struct kvt_core *core, uint64_t now_ns)
@@ -685,9 +672,8 @@ void core_ops_expire(struct kvt_core *core, uint64_t now_ns)
         struct op *op = &core->ops[o];
         heap_remove(&core->op_heap, o);
         if (op->type == OP_RESERVE) {
-            /* One try before it is refused: room may be there without having to wait for it. */
-            if (op->n_waiting > 0 && !reserve_fill(core, o, now_ns))
-                reserve_refuse_rest(core, o);
+            if (op->n_waiting > 0)
+                reserve_refuse_rest(core, o, KVT_ERR_NOSPACE);
             if (op->n_existing > 0 && now_ns < op->hold_until_ns)
                 heap_set(&core->op_heap, o, op->hold_until_ns);
             else
@@ -697,15 +683,6 @@ void core_ops_expire(struct kvt_core *core, uint64_t now_ns)
         } else {
             load_expire(core, o);
         }
-    }
-}
-
-void core_ops_pump(struct kvt_core *core, uint64_t now_ns)
-{
-    while (core->load_queue.head != NONE && load_fill(core, core->load_queue.head, now_ns)) {
-    }
-    while (core->reserve_queue.head != NONE &&
-           reserve_fill(core, core->reserve_queue.head, now_ns)) {
     }
 }
 

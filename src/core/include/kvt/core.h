@@ -140,6 +140,11 @@ enum kvt_status kvt_core_release(struct kvt_core *core, uint32_t session, uint64
  * ERR_AGAIN: too many ops open, or a store while draining. ERR_INVAL: bad argument, or the op id is
  * in use.
  *
+ * A reserve waits for room until its deadline as long as anything holds some that may be given
+ * back: leases, loads, other stores, transfers. What needs room of the same size is served in the
+ * order of coming, and does not wait for what needs another, or for a session that owns half of the
+ * arena.
+ *
  * A reserve with KVT_STORE_DURABLE is answered when the chunks among its keys that exist are
  * durable, at the latest two seconds after it or by its deadline. Those items say ERR_EXISTS only
  * if they are, else ERR_TIMEOUT or what went wrong with the write, or ERR_IO where the copy on NVMe
@@ -189,8 +194,9 @@ struct kvt_core_tuning { /* the members of struct kvt_core_config */
 };
 void kvt_core_tune(struct kvt_core *core, const struct kvt_core_tuning *tuning);
 
-/** Stop taking stores (refused with ERR_AGAIN), cancel jobs, let write-behind finish. Loads are
- * served, but nothing waits for them and no write follows from them. */
+/** Stop taking stores (refused with ERR_AGAIN, also those that wait for room), cancel jobs, let
+ * write-behind finish. Loads are served, but nothing waits for them and no write follows from them.
+ */
 void kvt_core_drain(struct kvt_core *core);
 /** No transfer (while draining: no write), metadata change, write-behind or job is under way or
  * waiting. */
