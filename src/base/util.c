@@ -31,6 +31,11 @@ void *kvt_big_calloc(uint64_t bytes)
     return ptr;
 }
 
+void kvt_big_populate(void *ptr, uint64_t bytes)
+{
+    (void)madvise(ptr, bytes, MADV_POPULATE_WRITE);
+}
+
 void kvt_big_free(void *ptr, uint64_t bytes)
 {
     if (ptr != NULL)

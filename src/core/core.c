@@ -274,13 +274,10 @@ void kvt_core_stats(const struct kvt_core *core, uint64_t stats[KVT_STAT_N])
     const struct slab_pool *host = &core->pool[HOST], *nvme = &core->pool[NVME];
     memcpy(stats, core->stats, sizeof(core->stats));
     stats[KVT_STAT_CHUNKS] = core->n_chunks;
-    /* The table is touched at random: all of it counts as soon as it is used at all. */
-    stats[KVT_STAT_INDEX_BYTES] = core->n_chunks_used * sizeof(struct chunk) +
-                                  KVT_MIN((core->table_mask + 1) * sizeof(*core->table),
-                                          (uint64_t)core->n_chunks_used * KVT_PAGE_BYTES) +
-                                  host->table_bytes + nvme->table_bytes +
-                                  host->policy->ops->memory_bytes(host->policy) +
-                                  nvme->policy->ops->memory_bytes(nvme->policy);
+    stats[KVT_STAT_INDEX_BYTES] =
+        core->n_chunks_used * sizeof(struct chunk) + (core->table_mask + 1) * sizeof(*core->table) +
+        host->table_bytes + nvme->table_bytes + host->policy->ops->memory_bytes(host->policy) +
+        nvme->policy->ops->memory_bytes(nvme->policy);
     stats[KVT_STAT_HOST_CAPACITY_BYTES] = (uint64_t)host->n_present * host->slab_bytes;
     stats[KVT_STAT_HOST_USED_BYTES] = host->used_bytes;
     stats[KVT_STAT_NVME_CAPACITY_BYTES] = (uint64_t)nvme->n_present * nvme->slab_bytes;

@@ -24,6 +24,8 @@ bool core_index_init(struct kvt_core *core)
         entries *= 2;
     core->table_mask = entries - 1;
     core->table = kvt_big_calloc(entries * sizeof(*core->table));
+    if (core->table != NULL)
+        kvt_big_populate(core->table, entries * sizeof(*core->table));
     core->chunks = kvt_big_calloc((uint64_t)core->config.n_chunks_max * sizeof(*core->chunks));
     core->free_chunk = NONE;
     core->orphans = NONE;

@@ -20,6 +20,7 @@
 #define STORE_ID_BYTES 16
 #define OPS_MAX        16384 /* of all sessions: an op may take 12 KiB */
 #define LEASES_MAX     65536
+#define CHUNKS_WAITING 65536 /* in no slot yet */
 #define DAMAGED_MAX    1000
 #define IOS_PER_DEPTH  3 /* transfers at the disk, being verified, and ready to be next */
 #define READS_AHEAD    2 /* bytes at the disk and being verified */
@@ -38,12 +39,28 @@ static uint32_t n_ops_max(const struct daemon_config *config)
     return KVT_MIN(config->sessions_max * config->sessions_ops_max, OPS_MAX);
 }
 
+static uint64_t n_slots_max(uint64_t n_slabs, uint64_t slab_bytes, uint64_t slot_bytes)
+{
+    return n_slabs * KVT_MIN(slab_bytes / slot_bytes, UINT64_C(1) << KVT_SLOT_INDEX_BITS);
+}
+
+/* The index's table is as large as it may ever have to be, so no larger than the tiers: of the
+ * smallest chunks that they have room for, and those that wait for room. */
+static uint32_t n_chunks_max(const struct agent *agent, uint32_t n_nvme_slabs)
+{
+    uint64_t n =
+        n_slots_max(agent->host_info.n_slabs, agent->host_info.slab_bytes, KVT_PAGE_BYTES) +
+        n_slots_max(n_nvme_slabs, agent->config.nvme_slab_bytes,
+                    KVT_PAGE_BYTES + KVT_SLOT_HEADER_BYTES);
+    return (uint32_t)KVT_MIN(n + CHUNKS_WAITING, agent->config.index_chunks_max);
+}
+
 static enum kvt_status core_open(struct agent *agent, uint32_t n_nvme_slabs, struct kvt_error *err)
 {
     const struct daemon_config *c = &agent->config;
     struct kvt_core_actions actions = agent_actions;
     struct kvt_core_config core = {
-        .n_chunks_max = c->index_chunks_max,
+        .n_chunks_max = n_chunks_max(agent, n_nvme_slabs),
         .n_host_slabs = agent->host_info.n_slabs,
         .host_slab_bytes = agent->host_info.slab_bytes,
         .n_nvme_slabs = n_nvme_slabs,

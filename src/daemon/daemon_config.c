@@ -70,8 +70,10 @@ const struct kvt_config_field daemon_config_fields[] = {
               "background verification, bytes per second; 0: none"),
     KVT_FIELD(BOOL, CONFIG, nvme_required, "nvme.required", "true", 0, 0,
               "false: go on with host memory alone when NVMe cannot be opened"),
-    KVT_FIELD(U32, CONFIG, index_chunks_max, "index.chunks_max", "16777216", 1024,
-              UINT32_C(1) << 30, "most chunks held in all tiers; memory is used as they come"),
+    KVT_FIELD(
+        U32, CONFIG, index_chunks_max, "index.chunks_max", "16777216", 1024, UINT32_C(1) << 30,
+        "most chunks held in all tiers; memory: 11 to 21 bytes of each that they have room for at "
+        "the start, the rest as they come"),
     KVT_FIELD(U32, CONFIG, index_seed, "index.seed", KVT_CONFIG_AUTO, 1, UINT32_MAX,
               "of hashes and random choices, to repeat an experiment; auto: a new one each start"),
     KVT_FIELD(TIME, CONFIG, lease_ttl_ns, "lease.ttl", "30s", KVT_NS_PER_MS, 86400 * KVT_NS_PER_S,

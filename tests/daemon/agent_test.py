@@ -30,7 +30,7 @@ HELLO, WELCOME, PING, PONG, NS_OPEN, NS_OPEN_R, LOOKUP, LOOKUP_R = range(1, 9)
 RELEASE, RELEASE_R, RESERVE, RESERVE_R, COMMIT, COMMIT_R, LOAD, LOAD_R = range(9, 17)
 LOAD_DONE, CANCEL, CANCEL_R, STATS, STATS_R = range(17, 22)
 ERR_INVAL, ERR_AGAIN, ERR_VERSION = -5, -2, -14
-STAT_SESSIONS, STAT_LEASES, STAT_RESERVED_BYTES, STAT_OPS = 6, 7, 10, 9
+STAT_HOST_CAPACITY_BYTES, STAT_SESSIONS, STAT_LEASES, STAT_RESERVED_BYTES, STAT_OPS = 2, 6, 7, 10, 9
 OPS_MAX = 64
 
 
@@ -547,6 +547,21 @@ class Sessions(TestCase):
     def anonymous_kib(self, agent):
         with open(f"/proc/{agent.process.pid}/status", encoding="utf-8") as file:
             return int(next(line for line in file if line.startswith("RssAnon")).split()[1])
+
+    def test_index_is_as_large_as_the_arena_needs(self):
+        """An arena full of the smallest chunks, with the default of index.chunks_max: all are held,
+        and a table for 16 million would take 256 MiB once its places are used at random."""
+        agent = self.agent()
+        client = self.client(agent)
+        ns = client.open()
+        self.wait_stat(client, STAT_HOST_CAPACITY_BYTES, 32 * MIB)
+        before = self.anonymous_kib(agent)
+        n = 32 * MIB // CHUNK_BYTES
+        for first in range(0, n, 1024):
+            client.store(ns, range(first, first + 1024))
+        for first in range(0, n, 1024):
+            self.assertEqual(client.lookup(ns, range(first, first + 1024)), (0, 1024))
+        self.assertLess(self.anonymous_kib(agent) - before, 64 * 1024)
 
     def test_dead_client_leaves_nothing(self):
         agent = self.agent()

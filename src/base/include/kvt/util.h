@@ -43,4 +43,10 @@ uint64_t kvt_now_ns(void);
 void *kvt_big_calloc(uint64_t bytes);
 void kvt_big_free(void *ptr, uint64_t bytes);
 
+/**
+ * Take the memory of a table now, where its places are used at random: else clearing its pages, up
+ * to milliseconds each, falls to whoever is the first at each. What is refused comes then, as ever.
+ */
+void kvt_big_populate(void *ptr, uint64_t bytes);
+
 #endif
