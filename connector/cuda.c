@@ -1,19 +1,32 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Stores and loads of a GPU's memory: what a session adds to its lanes. */
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "cuda_lane.h"
 #include "session.h"
 
-#define THREADS_DEFAULT 4u
+/* Copies at once in each direction: enough to keep the link busy, few enough to end in turn. */
+#define LANES 4u
+enum { DIR_LOAD, DIR_STORE, DIR_N };
+
+/* Lanes of one direction that nobody uses, for the threads that copy that way. */
+struct lanes {
+    pthread_mutex_t lock;
+    pthread_cond_t cond;
+    uint32_t n_free;
+    struct kvt_lane *free[LANES];
+    uint32_t n;
+    struct kvt_lane all[LANES];
+};
 
 struct kvt_cuda {
     struct kvt_cuda_device device;
     struct kvt_pin pin;
     bool usable; /* has threads for both directions */
-    uint32_t n_lanes;
-    struct kvt_lane *lanes;
+    uint32_t n_threads[DIR_N];
+    struct lanes lanes[DIR_N];
 };
 
 /* --- submit --------------------------------------------------------------------------------- */
@@ -147,7 +160,26 @@ int kvt_cuda_prepare(struct kvt_session *s, struct kvt_client_op *op, void *stre
 
 /* --- jobs ----------------------------------------------------------------------------------- */
 
-static int32_t item_queue(struct kvt_worker *w, const struct kvt_copy_stop *stop, uint32_t index)
+static struct kvt_lane *lane_take(struct lanes *lanes)
+{
+    pthread_mutex_lock(&lanes->lock);
+    while (lanes->n_free == 0)
+        pthread_cond_wait(&lanes->cond, &lanes->lock);
+    struct kvt_lane *lane = lanes->free[--lanes->n_free];
+    pthread_mutex_unlock(&lanes->lock);
+    return lane;
+}
+
+static void lane_give(struct lanes *lanes, struct kvt_lane *lane)
+{
+    pthread_mutex_lock(&lanes->lock);
+    lanes->free[lanes->n_free++] = lane;
+    pthread_cond_signal(&lanes->cond);
+    pthread_mutex_unlock(&lanes->lock);
+}
+
+static int32_t item_queue(struct kvt_worker *w, struct kvt_lane *lane,
+                          const struct kvt_copy_stop *stop, uint32_t index)
 {
     struct kvt_session *s = w->session;
     struct kvt_client_op *op = w->op;
@@ -155,11 +187,27 @@ static int32_t item_queue(struct kvt_worker *w, const struct kvt_copy_stop *stop
     if (!kvt_arena_populate(&s->arena, item->offset, op->chunk_bytes))
         return KVT_ERR_IO;
     enum kvt_status status =
-        kvt_lane_copy(w->lane, &op->layouts[index], item->offset, op->chunk_bytes, stop);
+        kvt_lane_copy(lane, &op->layouts[index], item->offset, op->chunk_bytes, stop);
     if (status != KVT_ERR_CANCELED)
         return status;
     return atomic_load_explicit(&op->stop, memory_order_relaxed) != 0 ? KVT_ITEM_CUT
                                                                       : KVT_ERR_TIMEOUT;
+}
+
+/* All items of the job; the lane is somebody else's while their checksums are made. */
+static enum kvt_status items_copy(struct kvt_worker *w, const struct kvt_copy_stop *stop,
+                                  struct kvt_error *err)
+{
+    struct kvt_cuda *cuda = w->session->cuda;
+    struct lanes *lanes = &cuda->lanes[w->kind == KVT_WORK_CUDA_LOAD ? DIR_LOAD : DIR_STORE];
+    struct kvt_lane *lane = lane_take(lanes);
+    kvt_lane_begin(lane, w->op->after);
+    for (uint32_t i = 0; i < w->n; i++)
+        w->results[i] = item_queue(w, lane, stop, w->items[i]);
+    enum kvt_status status = kvt_lane_end(lane);
+    *err = lane->error;
+    lane_give(lanes, lane);
+    return status;
 }
 
 /* Its bytes are in place. */
@@ -183,18 +231,15 @@ void kvt_cuda_job(struct kvt_worker *w, uint64_t *sums)
     struct kvt_session *s = w->session;
     struct kvt_client_op *op = w->op;
     struct kvt_copy_stop stop = {&op->stop, op->type == KVTIER_LOAD ? op->deadline_ns : UINT64_MAX};
-    kvt_lane_begin(w->lane, op->after);
-    for (uint32_t i = 0; i < w->n; i++)
-        w->results[i] = item_queue(w, &stop, w->items[i]);
-    enum kvt_status status = kvt_lane_end(w->lane);
+    struct kvt_error err;
+    enum kvt_status status = items_copy(w, &stop, &err);
     for (uint32_t i = 0; i < w->n; i++) {
         if (w->results[i] == KVT_OK)
             w->results[i] = status != KVT_OK ? (int32_t)KVT_ERR_IO
                                              : item_finish(w, &stop, w->items[i],
                                                            sums + (size_t)i * op->n_segments);
     }
-    struct kvt_error err = w->lane->error;
-    if (status != KVT_OK || kvt_pin_error_take(w->lane->pin, &err)) {
+    if (status != KVT_OK || kvt_pin_error_take(&s->cuda->pin, &err)) {
         pthread_mutex_lock(&s->lock);
         s->error = err;
         pthread_mutex_unlock(&s->lock);
@@ -213,12 +258,12 @@ void kvt_cuda_unmap(struct kvt_session *s)
     kvt_pin_stop(&s->cuda->pin);
 }
 
-static void *lane_main(void *arg)
+static void *copier_main(void *arg)
 {
     struct kvt_worker *w = arg;
     struct kvt_error err;
     /* A thread without context has its calls refused, and its items end with that error. */
-    if (kvt_cuda_thread_init(w->lane->device, &err) != KVT_OK) {
+    if (kvt_cuda_thread_init(&w->session->cuda->device, &err) != KVT_OK) {
         pthread_mutex_lock(&w->session->lock);
         w->session->error = err;
         pthread_mutex_unlock(&w->session->lock);
@@ -230,28 +275,52 @@ static void *lane_main(void *arg)
 static void lanes_fini(struct kvt_cuda *cuda)
 {
     struct CUctx_st *context;
-    if (cuda->device.api.context_push(cuda->device.context) != KVT_CU_OK)
-        return; /* the driver is gone, and its memory with it */
-    for (uint32_t i = 0; i < cuda->n_lanes; i++)
-        kvt_lane_fini(&cuda->lanes[i]);
-    (void)cuda->device.api.context_pop(&context);
+    /* Where the driver is gone, its memory is too. */
+    bool has_driver = cuda->device.api.context_push(cuda->device.context) == KVT_CU_OK;
+    for (unsigned dir = 0; dir < DIR_N; dir++) {
+        struct lanes *lanes = &cuda->lanes[dir];
+        for (uint32_t i = 0; has_driver && i < lanes->n; i++)
+            kvt_lane_fini(&lanes->all[i]);
+        pthread_cond_destroy(&lanes->cond);
+        pthread_mutex_destroy(&lanes->lock);
+    }
+    if (has_driver)
+        (void)cuda->device.api.context_pop(&context);
 }
 
-static enum kvt_status lanes_init(struct kvt_session *s, struct kvt_cuda *cuda, uint32_t n,
+/*
+ * Who stores makes checksums when the copy is over, at a few GB/s per thread, so beside the threads
+ * that wait for copies many more are at work. By what the process may run on, and not all of it.
+ */
+static uint32_t store_threads(void)
+{
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof(set), &set) != 0)
+        return KVT_CUDA_THREADS_MAX; /* more CPUs than the set has room for */
+    return KVT_MIN(LANES + (uint32_t)CPU_COUNT(&set) * 3 / 4, KVT_CUDA_THREADS_MAX);
+}
+
+static enum kvt_status lanes_init(struct kvt_session *s, struct kvt_cuda *cuda,
                                   struct kvt_error *err)
 {
     struct CUctx_st *context;
     enum kvt_status status = KVT_OK;
-    cuda->lanes = calloc(n, sizeof(*cuda->lanes));
-    if (cuda->lanes == NULL)
-        return kvt_error_set(err, KVT_ERR_NOMEM, "cuda: no memory for lanes");
+    for (unsigned dir = 0; dir < DIR_N; dir++) {
+        pthread_mutex_init(&cuda->lanes[dir].lock, NULL);
+        pthread_cond_init(&cuda->lanes[dir].cond, NULL);
+    }
     unsigned result = cuda->device.api.context_push(cuda->device.context);
     if (result != KVT_CU_OK)
         return kvt_cuda_error(&cuda->device.api, result, "cannot enter the context", err);
-    for (uint32_t i = 0; i < n && status == KVT_OK; i++) {
-        status =
-            kvt_lane_init(&cuda->lanes[i], &cuda->device, &cuda->pin, &s->arena, i % 2 == 1, err);
-        cuda->n_lanes += status == KVT_OK;
+    for (unsigned dir = 0; dir < DIR_N; dir++) {
+        struct lanes *lanes = &cuda->lanes[dir];
+        uint32_t n = KVT_MIN(cuda->n_threads[dir], LANES);
+        for (; lanes->n < n && status == KVT_OK; lanes->n += status == KVT_OK) {
+            struct kvt_lane *lane = lanes->free[lanes->n] = &lanes->all[lanes->n];
+            status =
+                kvt_lane_init(lane, &cuda->device, &cuda->pin, &s->arena, dir == DIR_LOAD, err);
+        }
+        lanes->n_free = lanes->n;
     }
     (void)cuda->device.api.context_pop(&context);
     return status;
@@ -260,26 +329,26 @@ static enum kvt_status lanes_init(struct kvt_session *s, struct kvt_cuda *cuda, 
 static enum kvt_status cuda_open(struct kvt_session *s, const kvtier_cuda *options,
                                  struct kvt_cuda **cuda_p, struct kvt_error *err)
 {
-    uint32_t n_threads = options->n_threads != 0 ? options->n_threads : THREADS_DEFAULT;
     struct kvt_cuda *cuda = calloc(1, sizeof(*cuda));
     if (cuda == NULL) {
         kvt_error_set(err, KVT_ERR_NOMEM, "cuda: no memory");
         return KVT_ERR_NOMEM;
     }
+    cuda->n_threads[DIR_LOAD] = options->n_threads != 0 ? options->n_threads : LANES;
+    cuda->n_threads[DIR_STORE] = options->n_threads != 0 ? options->n_threads : store_threads();
     enum kvt_status status = kvt_cuda_device_open(&cuda->device, options, err);
     if (status != KVT_OK)
         goto err_free;
     status = kvt_pin_init(&cuda->pin, &cuda->device, err);
     if (status != KVT_OK)
         goto err_close_device;
-    status = lanes_init(s, cuda, 2 * n_threads, err);
+    status = lanes_init(s, cuda, err);
     if (status != KVT_OK)
         goto err_fini_lanes;
     *cuda_p = cuda;
     return KVT_OK;
 err_fini_lanes:
     lanes_fini(cuda);
-    free(cuda->lanes);
     kvt_pin_fini(&cuda->pin);
 err_close_device:
     kvt_cuda_device_close(&cuda->device);
@@ -288,23 +357,29 @@ err_free:
     return status;
 }
 
+static bool copier_start(struct kvt_session *s, enum kvt_work_kind kind)
+{
+    s->workers[s->n_workers].kind = kind;
+    if (!kvt_worker_start(s, s->n_workers, copier_main, "kvtier-cuda"))
+        return false;
+    s->n_workers++;
+    return true;
+}
+
 /* Threads that cannot be had leave fewer; without one for each direction ops would never end. */
 static enum kvt_status cuda_publish(struct kvt_session *s, struct kvt_cuda *cuda,
                                     struct kvt_error *err)
 {
-    uint32_t n = 0;
+    static const enum kvt_work_kind kinds[DIR_N] = {KVT_WORK_CUDA_LOAD, KVT_WORK_CUDA_STORE};
+    uint32_t n[DIR_N] = {0};
     pthread_mutex_lock(&s->lock);
-    for (; n < cuda->n_lanes; n++) {
-        struct kvt_worker *w = &s->workers[s->n_workers];
-        w->kind = cuda->lanes[n].is_load ? KVT_WORK_CUDA_LOAD : KVT_WORK_CUDA_STORE;
-        w->lane = &cuda->lanes[n];
-        if (!kvt_worker_start(s, s->n_workers, lane_main, "kvtier-cuda"))
-            break;
-        s->n_workers++;
-    }
-    cuda->usable = n >= 2;
     /* Threads end with the session, so what they use stays as long. */
     s->cuda = cuda;
+    for (uint32_t i = 0; i < KVT_CUDA_THREADS_MAX; i++) {
+        for (unsigned dir = 0; dir < DIR_N; dir++)
+            n[dir] += i < cuda->n_threads[dir] && copier_start(s, kinds[dir]);
+    }
+    cuda->usable = n[DIR_LOAD] > 0 && n[DIR_STORE] > 0;
     if (s->data.state == KVT_CONN_READY)
         kvt_cuda_mapped_locked(s);
     pthread_mutex_unlock(&s->lock);
@@ -356,7 +431,6 @@ void kvt_cuda_free(struct kvt_session *s, bool is_child)
         lanes_fini(cuda);
         kvt_cuda_device_close(&cuda->device);
     }
-    free(cuda->lanes);
     free(cuda);
 }
 

@@ -8,7 +8,7 @@
  *   arena not registered yet        as above, with bounce memory for the arena, and a memcpy
  *
  * Stage (on the GPU) and bounce (on the host) are KVT_LANE_STAGE_BYTES each. A lane is used by one
- * thread; several lanes per direction keep the link busy while others wait, hash or copy.
+ * thread at a time; several per direction keep the link busy while others wait or are filled.
  */
 #ifndef KVT_CONNECTOR_CUDA_LANE_H
 #define KVT_CONNECTOR_CUDA_LANE_H
@@ -17,7 +17,7 @@
 #include "cuda_pin.h"
 #include "kvt/gather.h"
 
-#define KVT_LANE_STAGE_BYTES (4u * 1024 * 1024)
+#define KVT_LANE_STAGE_BYTES (8u * 1024 * 1024)
 #define KVT_LANE_PIECES      4096u /* planned at once */
 
 struct kvt_lane {

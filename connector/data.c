@@ -236,12 +236,12 @@ void kvt_job_run(struct kvt_worker *w)
     sched_yield(); /* as copies do between their blocks */
     for (uint32_t i = 0; i < w->n; i++) {
         indexes[i] = w->items[i];
-        if (w->lane == NULL)
+        if (w->kind == KVT_WORK_HOST)
             w->results[i] = op->type == KVTIER_STORE
                                 ? item_store(w, w->items[i], sums + (size_t)i * op->n_segments)
                                 : item_load(w, w->items[i]);
     }
-    if (w->lane != NULL)
+    if (w->kind != KVT_WORK_HOST)
         kvt_cuda_job(w, sums);
     if (w->n % 2 != 0)
         indexes[w->n] = 0;

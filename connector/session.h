@@ -143,7 +143,6 @@ struct kvt_worker { /* its fields are the owner's while a job is under way */
     struct kvt_session *session;
     pthread_t thread;
     enum kvt_work_kind kind;
-    struct kvt_lane *lane; /* of a GPU; NULL with KVT_WORK_HOST */
     struct kvt_client_op *op;
     bool tx_pending; /* tx holds a COMMIT for op that the socket had no room for */
     uint32_t n;

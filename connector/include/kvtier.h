@@ -174,7 +174,8 @@ typedef struct kvtier_cuda {
     size_t size;                 /* sizeof(kvtier_cuda) */
     const char *library;         /* the driver; NULL: libcuda.so.1 */
     int32_t device;              /* ordinal, as the driver counts in this process */
-    uint32_t n_threads;          /* for each direction; 0: 4, at most 16 */
+    uint32_t n_threads;          /* for each direction, at most 16; 0: 4 for loads, and for stores,
+                                    which make checksums, three for every four CPUs more */
     uint32_t kernel_below_bytes; /* chunks whose contiguous pieces average less are gathered and
                                     scattered by a kernel; 0: the default, 1: never */
     uint32_t reserved;           /* 0 */
@@ -192,7 +193,8 @@ typedef struct kvtier_cuda_stats {
 /**
  * Let a session move memory of a GPU, with streams and threads of its own in the context that the
  * engine uses; once per session, when the engine has its memory. It takes milliseconds, and of the
- * GPU 4 MiB per thread and direction; the arena is registered with CUDA later, in the background.
+ * GPU 8 MiB for each copy at once, of which there are four per direction at most; the arena is
+ * registered with CUDA later, in the background.
  * @return KVTIER_OK; KVTIER_ERR_NOTSUP: no driver, no such device, or built without CUDA;
  *         KVTIER_ERR_INVAL: attached already, or a bad argument; KVTIER_ERR_NOMEM, ERR_IO.
  *         kvt_last_error() tells why. After an error the session is as it was.

@@ -22,7 +22,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from agent import Agent  # noqa: E402
 from kvtier import Client, Layouts, Namespace, Status  # noqa: E402
 
-PAGES, BATCH_BYTES, RAW_BYTES = 16, 2 << 30, 32 << 20
+PAGES, BATCH_BYTES, RAW_BYTES, ARENA_BYTES = 16, 2 << 30, 32 << 20, 8 << 30
 DEADLINE_NS = 30 * 10 ** 9
 GEOMETRIES = {  # layers, bytes of a block of a layer, block-major
     "Llama-8B": (32, 65536, False),
@@ -109,22 +109,32 @@ class Trial:
         return loaded, stored
 
 
+def warm_up(client, trial):
+    """Until all of the arena is there and registered, and twice more: bytes come straight then."""
+    left = 2
+    for _ in range(60):
+        try:
+            trial.round()
+            left -= client.cuda_stats()["pinned_bytes"] >= ARENA_BYTES
+        except Incomplete:
+            pass  # chunks are found when the agent has the memory for them
+        if left <= 0:
+            return
+    sys.exit(f"only {client.cuda_stats()} of the arena registered")
+
+
 def main():
     rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 5
     cache = torch.empty(6 << 30, dtype=torch.uint8, device="cuda")
     pinned = torch.empty(1 << 30, dtype=torch.uint8, pin_memory=True)
-    with Agent(os.path.abspath(sys.argv[1]), host_bytes="8GiB") as agent, \
+    with Agent(os.path.abspath(sys.argv[1]), host_bytes=str(ARENA_BYTES)) as agent, \
             Client(agent.socket) as client:
         client.connect_wait(10)
         client.cuda_attach(0)
         print(f"{'GB/s, of raw':28}{'load':>14}{'store':>14}{'raw load':>11}{'raw store':>11}")
         for name in GEOMETRIES:
             trial = Trial(client, cache, name)
-            for _ in range(4):  # until all of the arena is there, and registered
-                try:
-                    trial.round()
-                except Incomplete as err:
-                    print(f"{name}, warming up: {err}", file=sys.stderr)
+            warm_up(client, trial)
             rows = [(*trial.round(), raw(cache[:1 << 30], pinned, True),
                      raw(cache[:1 << 30], pinned, False)) for _ in range(rounds)]
             load, store, raw_load, raw_store = map(statistics.median, zip(*rows))

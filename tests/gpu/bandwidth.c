@@ -69,8 +69,16 @@ struct mover {
     pthread_t thread;
     bool is_load;
     uint32_t index; /* among those of its direction */
-    uint64_t end_ns, bytes;
+    /* Passed when all lanes are there and before the first goes: making them is not measured. */
+    pthread_barrier_t *barrier;
+    uint64_t bytes;
 };
+
+static uint64_t end_from_now(const struct mover *m)
+{
+    (void)pthread_barrier_wait(m->barrier);
+    return kvt_now_ns() + (uint64_t)(seconds * 1e9);
+}
 
 static uint64_t chunk_bytes(const struct geometry *g)
 {
@@ -118,6 +126,7 @@ static void *lane_main(void *arg)
     must_status(
         kvt_lane_init(&lane, &m->gpu->device, &m->gpu->pin, &m->gpu->arena, m->is_load, &err),
         &err);
+    uint64_t end_ns = end_from_now(m);
     do {
         kvt_lane_begin(&lane, NULL);
         for (uint32_t i = 0; i < IN_FLIGHT; i++) {
@@ -129,7 +138,8 @@ static void *lane_main(void *arg)
         }
         must(kvt_lane_end(&lane) == KVT_OK, lane.error.msg);
         m->bytes += IN_FLIGHT * bytes;
-    } while (kvt_now_ns() < m->end_ns);
+    } while (kvt_now_ns() < end_ns);
+    (void)pthread_barrier_wait(m->barrier);
     kvt_lane_fini(&lane);
     free(extents);
     return NULL;
@@ -145,6 +155,7 @@ static void *raw_main(void *arg)
     struct kvt_error err;
     must_status(kvt_cuda_thread_init(&m->gpu->device, &err), &err);
     must(api->stream_create(&stream, KVT_CU_STREAM_NON_BLOCKING, 0) == KVT_CU_OK, "no stream");
+    uint64_t end_ns = end_from_now(m);
     do {
         for (uint32_t i = 0; i < 8; i++) {
             uint64_t at = (m->is_load ? 8 + i : i) * bytes % m->gpu->arena.maps[0].bytes;
@@ -156,7 +167,8 @@ static void *raw_main(void *arg)
             m->bytes += n;
         }
         must(api->stream_sync(stream) == KVT_CU_OK, "a raw copy failed");
-    } while (kvt_now_ns() < m->end_ns);
+    } while (kvt_now_ns() < end_ns);
+    (void)pthread_barrier_wait(m->barrier);
     (void)api->stream_destroy(stream);
     return NULL;
 }
@@ -170,20 +182,25 @@ static struct figures movers_run(struct parts_gpu *g, const struct geometry *geo
 {
     struct mover movers[2 * LANES];
     struct figures made = {0, 0};
-    uint64_t begin = kvt_now_ns();
+    pthread_barrier_t barrier;
+    must(pthread_barrier_init(&barrier, NULL, n_load + n_store + 1) == 0, "no barrier");
     for (uint32_t i = 0; i < n_load + n_store; i++) {
         movers[i] = (struct mover){.gpu = g,
                                    .geometry = geometry,
                                    .is_load = i < n_load,
                                    .index = i < n_load ? i : i - n_load,
-                                   .end_ns = begin + (uint64_t)(seconds * 1e9)};
+                                   .barrier = &barrier};
         must(pthread_create(&movers[i].thread, NULL, geometry != NULL ? lane_main : raw_main,
                             &movers[i]) == 0,
              "no thread");
     }
+    (void)pthread_barrier_wait(&barrier);
+    uint64_t begin = kvt_now_ns();
+    (void)pthread_barrier_wait(&barrier);
+    double took = (double)(kvt_now_ns() - begin);
     for (uint32_t i = 0; i < n_load + n_store; i++)
         pthread_join(movers[i].thread, NULL);
-    double took = (double)(kvt_now_ns() - begin);
+    (void)pthread_barrier_destroy(&barrier);
     for (uint32_t i = 0; i < n_load + n_store; i++)
         *(movers[i].is_load ? &made.load : &made.store) += (double)movers[i].bytes / took;
     return made;

@@ -264,10 +264,11 @@ class Client:
     def cuda_attach(self, device: int = 0, *, n_threads: int = 0, kernel_below_bytes: int = 0,
                     library: str | None = None) -> None:
         """Let this session move memory of a GPU; once, when the engine has its memory. device:
-        ordinal in this process. n_threads: for each direction, 0: 4. kernel_below_bytes: chunks
-        whose contiguous pieces average less go through a kernel, 0: the default, 1: never.
-        library: the driver, None: libcuda.so.1. Raises InvalidError, NoMemoryError, and
-        KVTierError with status NOTSUP (no driver or device, or built without CUDA) or IO."""
+        ordinal in this process. n_threads: for each direction, 0: 4 for loads, and for stores,
+        which make checksums, three for every four CPUs more. kernel_below_bytes: chunks whose
+        contiguous pieces average less go through a kernel, 0: the default, 1: never. library:
+        the driver, None: libcuda.so.1. Raises InvalidError, NoMemoryError, and KVTierError with
+        status NOTSUP (no driver or device, or built without CUDA) or IO."""
         given = _lib.Cuda(ctypes.sizeof(_lib.Cuda), os.fsencode(library) if library else None,
                           device, n_threads, kernel_below_bytes, 0)
         status = self._call(lib.kvt_cuda_attach, ctypes.byref(given))
