@@ -534,10 +534,10 @@ void core_scrub(struct kvt_core *core, uint64_t now_ns)
             (core->chunks[c].flags & (CHUNK_UNHASHED | CHUNK_VERIFY)) != 0)
             continue;
         uint64_t bytes = chunk_ns(core, c)->slot_bytes;
-        if (!core_can_read(core, bytes))
+        if (!core_can_read(core, bytes) || !core_start_verify(core, c)) {
+            core->scrub_slot--; /* its turn comes again */
             break;
-        if (!core_start_verify(core, c))
-            break;
+        }
         core->scrub_busy = true;
         core->scrub_chunk = c;
         core->scrub_next_ns = now_ns + bytes * 1000000000 / core->config.scrub_bytes_per_s;

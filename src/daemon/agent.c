@@ -18,7 +18,7 @@
 #include "kvt/util.h"
 
 #define STORE_ID_BYTES 16
-#define OPS_MAX        16384 /* of all sessions: an op may take 12 KiB */
+#define OPS_MAX        16384 /* of all sessions: an op may take 16 KiB */
 #define LEASES_MAX     65536
 #define CHUNKS_WAITING 65536 /* in no slot yet */
 #define DAMAGED_MAX    1000
@@ -264,10 +264,6 @@ static enum kvt_status nvme_open(struct agent *agent, struct kvt_error *err)
     }
     if (status != KVT_OK)
         return status;
-    struct kvt_tier_info info;
-    agent->nvme->ops->info(agent->nvme, &info);
-    if (info.note[0] != '\0')
-        kvt_log(KVT_LOG_WARN, "nvme: %s", info.note);
     uint64_t n_bad = kvt_core_restore_end(agent->core);
     kvt_log(KVT_LOG_INFO, "NVMe tier open disks=%u slabs=%u chunks=%" PRIu64 " skipped=%" PRIu64,
             agent->config.n_disks, n_slabs, n_records - KVT_MIN(n_records, n_bad), n_bad);

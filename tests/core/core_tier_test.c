@@ -480,6 +480,24 @@ END_TEST
 
 /* --- slabs ------------------------------------------------------------------------------------ */
 
+START_TEST(a_scrub_that_has_to_wait_leaves_nothing_out)
+{
+    struct kvt_core_config config = fixture_config();
+    config.scrub_bytes_per_s = 1000000;
+    config.read_bytes_max = KVT_PAGE_BYTES; /* one read at a time */
+    again_with(&config);
+    store_cold(0, 3);
+    load(s, 1, 2, 1, 0); /* first comes who is waited for */
+    ck_assert_uint_eq(f.n_ios, 1);
+    fixture_settle(&f);
+    for (unsigned i = 0; i < 10; i++) {
+        f.now_ns += 1000 * MS;
+        fixture_settle(&f);
+    }
+    ck_assert_uint_eq(fixture_stat(&f, KVT_STAT_SCRUBBED_CHUNKS), 2);
+}
+END_TEST
+
 START_TEST(empty_slabs_go_back)
 {
     uint32_t other = fixture_ns(&f, "big", 3 * 4096, 1);
@@ -786,6 +804,7 @@ int main(void)
     tcase_add_test(tcase, a_corrupt_chunk_under_a_lease);
     tcase_add_test(tcase, an_unreadable_slot_is_quarantined);
     tcase_add_test(tcase, scrub_finds_rot);
+    tcase_add_test(tcase, a_scrub_that_has_to_wait_leaves_nothing_out);
     tcase_add_test(tcase, empty_slabs_go_back);
     tcase_add_test(tcase, a_new_size_gets_slabs_of_another);
     tcase_add_test(tcase, one_slot_size_with_more_segments);
