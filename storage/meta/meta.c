@@ -93,8 +93,8 @@ static enum kvt_status batch_write(struct kvt_meta *meta)
     rocksdb_write(meta->db, meta->write_options, meta->batch, &message);
     if (message == NULL)
         return KVT_OK;
-    kvt_log(KVT_LOG_ERROR, "metadata cannot be written; check the disk dir=%s cause=\"%s\"",
-            meta->dir, message);
+    kvt_log(KVT_LOG_ERROR, "metadata cannot be written; check the disk dir=%s cause=%s", meta->dir,
+            message);
     rocksdb_free(message);
     return KVT_ERR_IO;
 }
@@ -371,7 +371,7 @@ void kvt_meta_close(struct kvt_meta *meta)
         rocksdb_flushoptions_destroy(flush_options);
     }
     if (message != NULL) {
-        kvt_log(KVT_LOG_WARN, "metadata not flushed at close; its log has it dir=%s cause=\"%s\"",
+        kvt_log(KVT_LOG_WARN, "metadata not flushed at close; its log has it dir=%s cause=%s",
                 meta->dir, message);
         rocksdb_free(message);
     }
@@ -397,7 +397,7 @@ enum kvt_status kvt_meta_reset(struct kvt_meta *meta, const uint8_t store_id[16]
     if (status == KVT_OK)
         status = meta_db_settle(meta->db, meta->dir, &err);
     if (status != KVT_OK)
-        kvt_log(KVT_LOG_ERROR, "metadata not reset dir=%s cause=\"%s\"", meta->dir, err.msg);
+        kvt_log(KVT_LOG_ERROR, "metadata not reset dir=%s cause=%s", meta->dir, err.msg);
     if (writer_start(meta) != 0 && status == KVT_OK)
         status = KVT_ERR_NOMEM;
     return status;

@@ -98,7 +98,7 @@ static void fault_log(const struct nvme_xfer *xfer)
     else
         kvt_log(KVT_LOG_WARN,
                 "%s NVMe failed; the kernel's log has the disk's error disk=nvme.disks.%u "
-                "offset=%" PRIu64 " bytes=%" PRIu64 " cause=\"%s\"",
+                "offset=%" PRIu64 " bytes=%" PRIu64 " cause=%s",
                 xfer->io->type == KVT_IO_READ ? "read from" : "write to", xfer->disk,
                 xfer->chunk_offset, xfer->io->chunk_bytes, kvt_status_str(xfer->status));
 }

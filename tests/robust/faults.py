@@ -77,6 +77,7 @@ def read_errors(folder):
                 letters = client.load(0, 16)
                 kvt.check(set(letters) <= set("MI"), f"{engine}, all reads fail: {letters}")
                 kvt.check(client.stats()["nvme_read_errors"] > 0, "not counted")
+                kvt.check(' cause="input or output error"' in agent.log_tail(), agent.log_tail())
                 fault("none 0 0")
                 letters = client.load(16, N - 16)
                 kvt.check(letters == "O" * (N - 16), f"{engine}, the disk is well: {letters}")
@@ -164,6 +165,54 @@ def small_file_system(folder, size_mib):
         yield mount
     finally:
         subprocess.run(["umount", "-l", mount], check=False, capture_output=True)
+
+
+@contextlib.contextmanager
+def block_device(folder, size_mib):
+    image = os.path.join(folder, "device")
+    with open(image, "wb") as file:
+        file.truncate(size_mib << 20)
+    done = subprocess.run(["losetup", "--find", "--show", image], check=False, capture_output=True,
+                          text=True)
+    if done.returncode != 0:
+        raise kvt.Skip(f"no loop devices here: {done.stderr.strip()}")
+    device = done.stdout.strip()
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=False, capture_output=True)
+
+
+def a_device_and_a_file(folder):
+    """A store on a raw block device and a file together; what is somebody else's is left alone."""
+    file_bytes = 24 * kvt.MIB
+    with block_device(folder, 32) as device, kvt.Agent(folder) as agent:
+        agent.set(nvme__path=None, nvme__bytes=None, nvme__meta_path=agent.meta,
+                  nvme__disks__0__path=device, nvme__disks__0__bytes="32MiB",
+                  nvme__disks__1__path=agent.store, nvme__disks__1__bytes=str(file_bytes))
+        subprocess.run(["mkfs.ext4", "-q", device], check=True, capture_output=True)
+        status, text = agent.start_refused()
+        kvt.check(status > 0 and device in text and "not a KVTier store" in text,
+                  f"a file system is no store: exit status {status}:\n{text}")
+        with open(device, "r+b") as file:
+            file.write(bytes(kvt.MIB))
+        n = 128  # 32 MiB of chunks: more than either of the two has room for
+        agent.start()
+        with client_of(agent) as client:
+            client.connect()
+            kvt.check(client.store(0, n, durable=True) == "O" * n, agent.log_tail())
+        agent.kill()
+        agent.start()
+        with client_of(agent) as client:
+            client.connect()
+            kvt.check(client.load(0, n) == "O" * n, "after a kill")
+            kvt.check(client.stats()["load_nvme_chunks"] == n, "not from the disks")
+        agent.stop()
+        kvt.check(os.path.getsize(agent.store) <= file_bytes, "the file outgrew its cap")
+        agent.set(nvme__disks__0__bytes="48MiB")
+        status, text = agent.start_refused()
+        kvt.check(status > 0 and device in text and "nvme.disks.0.bytes" in text,
+                  f"larger than the device: exit status {status}:\n{text}")
 
 
 def store_larger_than_the_disk(folder):
@@ -266,5 +315,5 @@ def without_io_uring(folder):
         kvt.check(status > 0 and "io_uring" in text, f"exit status {status}:\n{text}")
 
 
-kvt.run(read_errors, write_errors, short_and_torn_writes, store_larger_than_the_disk,
-        metadata_on_a_full_disk, without_io_uring)
+kvt.run(read_errors, write_errors, short_and_torn_writes, a_device_and_a_file,
+        store_larger_than_the_disk, metadata_on_a_full_disk, without_io_uring)

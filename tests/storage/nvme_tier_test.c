@@ -114,6 +114,43 @@ START_TEST(damage_is_never_served)
 }
 END_TEST
 
+static enum kvt_status read_large(struct fixture *fix, uint64_t bytes, uint64_t seed,
+                                  bool chunk_only)
+{
+    struct kvt_io io;
+    fixture_io(fix, &io, KVT_IO_READ, 1, 8 << 20, 0, 0, bytes, seed);
+    io.chunk_only = chunk_only;
+    fixture_run(fix, &io, 1);
+    ck_assert(io.status != KVT_OK || fixture_matches(fix, &io, seed));
+    return io.status;
+}
+
+/* One that comes in pieces and is checked while it comes: damage in any of them. */
+START_TEST(damage_of_a_large_chunk_is_never_served)
+{
+    static const uint64_t bytes = (6 << 20) + 8192, header = 2 * bytes; /* two slots in a slab */
+    static const uint64_t places[] = {0,      (2 << 20) - 1, 2 << 20,      3 << 20,
+                                      header, header + 1024, bytes - 4096, bytes - 1};
+    struct fixture fix;
+    struct kvt_io io;
+    fixture_init(&fix, _i);
+    fixture_must_open(&fix, is_registered(_i));
+    fixture_io(&fix, &io, KVT_IO_WRITE, 0, 8 << 20, 0, 0, bytes, 9);
+    fixture_run(&fix, &io, 1);
+    ck_assert_int_eq(io.status, KVT_OK);
+    for (unsigned i = 0; i < KVT_ARRAY_LEN(places); i++) {
+        fixture_flip(&fix, FIX_DATA_OFFSET + places[i]);
+        ck_assert_int_eq(read_large(&fix, bytes, 9, false), KVT_ERR_CORRUPT);
+        if (places[i] < bytes)
+            ck_assert_int_eq(read_large(&fix, bytes, 9, true), KVT_ERR_CORRUPT);
+        fixture_flip(&fix, FIX_DATA_OFFSET + places[i]);
+        ck_assert_int_eq(read_large(&fix, bytes, 9, false), KVT_OK);
+        ck_assert_int_eq(read_large(&fix, bytes, 9, true), KVT_OK);
+    }
+    fixture_fini(&fix);
+}
+END_TEST
+
 START_TEST(a_file_cut_short_is_an_error)
 {
     struct fixture fix;
@@ -219,6 +256,7 @@ int main(void)
     tcase_add_loop_test(tcase, what_was_written_is_read, 0, N_VARIANTS);
     tcase_add_loop_test(tcase, a_store_is_found_again, 0, 2);
     tcase_add_loop_test(tcase, damage_is_never_served, 0, N_VARIANTS);
+    tcase_add_loop_test(tcase, damage_of_a_large_chunk_is_never_served, 0, N_VARIANTS);
     tcase_add_loop_test(tcase, a_file_cut_short_is_an_error, 0, N_VARIANTS);
     tcase_add_loop_test(tcase, places_that_do_not_exist_are_refused, 0, 2);
     tcase_add_loop_test(tcase, more_than_the_depth_is_back_pressure, 0, 2);
