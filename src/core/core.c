@@ -227,6 +227,7 @@ uint64_t kvt_core_next_deadline(const struct kvt_core *core)
     if (core->config.scrub_bytes_per_s > 0 && !core->scrub_busy && core->pool[NVME].used_bytes > 0)
         next = KVT_MIN(next, core->scrub_next_ns);
     next = KVT_MIN(next, heap_first(&core->pins.heap));
+    next = KVT_MIN(next, KVT_MIN(core->reserves.resume_ns, core->loads.resume_ns));
     return KVT_MIN(next, core->jobs.next_ns);
 }
 

@@ -266,6 +266,22 @@ static bool reclaim_slab(struct kvt_core *core, struct slab_pool *pool, unsigned
     return false;
 }
 
+/* Sizes that came later get their share of the slabs; beyond it they evict their own. */
+static uint32_t share_of(const struct kvt_core *core, const struct slab_pool *pool,
+                         unsigned size_class)
+{
+    uint32_t n_active = pool->n_of_class[size_class] == 0;
+    for (unsigned i = 0; i < core->n_classes; i++)
+        n_active += pool->n_of_class[i] > 0;
+    return pool->n_present / n_active;
+}
+
+bool core_lacks_slabs(const struct kvt_core *core, unsigned size_class)
+{
+    const struct slab_pool *pool = &core->pool[HOST];
+    return pool->n_of_class[size_class] < share_of(core, pool, size_class);
+}
+
 uint32_t core_room(struct kvt_core *core, enum tier tier, uint32_t c)
 {
     struct slab_pool *pool = &core->pool[tier];
@@ -273,13 +289,9 @@ uint32_t core_room(struct kvt_core *core, enum tier tier, uint32_t c)
     uint32_t slot = core_slot_take(core, pool, size_class, c);
     if (slot != KVT_SLOT_NONE || pool->n_present == 0)
         return slot;
-    unsigned n_active = pool->n_of_class[size_class] == 0;
-    for (unsigned i = 0; i < core->n_classes; i++)
-        n_active += pool->n_of_class[i] > 0;
-    /* Sizes that came later get their share of the slabs; beyond it they evict their own. */
-    uint32_t share = pool->n_present / n_active;
+    uint32_t share = share_of(core, pool, size_class);
     bool found = false;
-    if (n_active > 1 && pool->n_of_class[size_class] < share)
+    if (pool->n_of_class[size_class] < share)
         found = reclaim_slab(core, pool, size_class, share);
     if (!found)
         found = evict_one(core, tier, size_class);

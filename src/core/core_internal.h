@@ -224,6 +224,9 @@ struct op_queue {
 struct op_queues {
     struct op_queue of_class[KVT_CLASSES_MAX];
     uint32_t n;
+    uint32_t full;                      /* classes that the last pump found no room for, as bits */
+    uint64_t hold_end_ns, hold_next_ns; /* of who may hold up the others */
+    uint64_t resume_ns;                 /* somebody is held up until then; UINT64_MAX: nobody */
 };
 
 /* META_DROP: a deletion of what was evicted or deleted; META_DEL: after a transfer that failed. */
@@ -426,6 +429,8 @@ uint64_t core_slot_offset(const struct kvt_core *core, uint32_t host_slot);
 /* core_evict.c */
 /* A slot for the chunk, evicting if need be; NONE: none to be had now. */
 uint32_t core_room(struct kvt_core *core, enum tier tier, uint32_t chunk);
+/* Whether a size has fewer slabs of host memory than its share, others having more. */
+bool core_lacks_slabs(const struct kvt_core *core, unsigned size_class);
 bool core_room_index(struct kvt_core *core); /* one free chunk record, evicting if need be */
 /* Why a copy leaves its tier; in the order of the counters. */
 enum evict_reason {

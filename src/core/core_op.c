@@ -672,7 +672,10 @@ void core_ops_expire(struct kvt_core *core, uint64_t now_ns)
         struct op *op = &core->ops[o];
         heap_remove(&core->op_heap, o);
         if (op->type == OP_RESERVE) {
-            if (op->n_waiting > 0)
+            /* Who is only held up has a try before it is refused. */
+            if (op->n_waiting > 0 && (core->reserves.full >> core->ns[op->ns].size_class & 1) == 0)
+                (void)core_reserve_fill(core, o, now_ns);
+            else if (op->n_waiting > 0)
                 reserve_refuse_rest(core, o, KVT_ERR_NOSPACE);
             if (op->n_existing > 0 && now_ns < op->hold_until_ns)
                 heap_set(&core->op_heap, o, op->hold_until_ns);

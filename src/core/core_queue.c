@@ -2,13 +2,19 @@
 /*
  * Ops that wait for room. Stores and loads each wait in a queue per size class: within one, first
  * come, first served, since what one cannot have the next cannot either; but who waits for room of
- * one size holds up nobody who needs another. Two exceptions keep that fair and safe:
+ * one size does not hold up who needs another. Three exceptions keep that fair:
  * - What waits for its turn at the disk does so across all classes, in the order of coming, or
  *   small chunks would always slip in before large ones.
+ * - A size that lacks slabs needs one that others have emptied, which does not happen while they go
+ *   on using all of theirs. So it holds up what came later, but for HOLD_NS of each HOLD_EVERY_NS:
+ *   what it waits for may be somebody's lease as well.
  * - A store of a session that owns as much as it may is passed over, with the session's later ones:
  *   it waits for nobody but itself. Two sessions at most can be in that state at once.
  */
 #include "core_internal.h"
+
+#define HOLD_NS       (UINT64_C(100) * 1000000)
+#define HOLD_EVERY_NS (UINT64_C(1000) * 1000000)
 
 static struct op_queues *queues_of(struct kvt_core *core, const struct op *op)
 {
@@ -24,6 +30,7 @@ void core_queues_init(struct kvt_core *core)
 {
     for (unsigned c = 0; c < KVT_CLASSES_MAX; c++)
         core->reserves.of_class[c] = core->loads.of_class[c] = (struct op_queue){NONE, NONE};
+    core->reserves.resume_ns = core->loads.resume_ns = UINT64_MAX;
 }
 
 void core_queue_add(struct kvt_core *core, uint32_t o)
@@ -85,11 +92,26 @@ static enum core_fill op_fill(struct kvt_core *core, uint32_t o, uint64_t now_ns
     return fill;
 }
 
-static void queues_pump(struct kvt_core *core, const struct op_queues *queues, uint64_t now_ns)
+/* Whether who waits for room of a size may hold up the others now. */
+static bool holds_up(const struct kvt_core *core, struct op_queues *queues, unsigned size_class,
+                     uint64_t now_ns)
+{
+    if (!core_lacks_slabs(core, size_class))
+        return false;
+    if (now_ns >= queues->hold_next_ns) {
+        queues->hold_end_ns = now_ns + HOLD_NS;
+        queues->hold_next_ns = now_ns + HOLD_EVERY_NS;
+    }
+    return now_ns < queues->hold_end_ns;
+}
+
+static void queues_pump(struct kvt_core *core, struct op_queues *queues, uint64_t now_ns)
 {
     uint32_t next[KVT_CLASSES_MAX];
     unsigned c;
     core->n_pumps++;
+    queues->full = 0;
+    queues->resume_ns = UINT64_MAX;
     for (c = 0; c < KVT_CLASSES_MAX; c++)
         next[c] = queues->of_class[c].head;
     while (queues->n > 0 && (c = oldest(core, next)) < KVT_CLASSES_MAX) {
@@ -98,8 +120,14 @@ static void queues_pump(struct kvt_core *core, const struct op_queues *queues, u
         enum core_fill fill = op_fill(core, o, now_ns);
         if (fill == FILL_NO_READ)
             return;
-        if (fill == FILL_NO_ROOM)
-            next[c] = NONE;
+        if (fill != FILL_NO_ROOM)
+            continue;
+        next[c] = NONE;
+        queues->full |= 1u << c;
+        if (holds_up(core, queues, c, now_ns)) {
+            queues->resume_ns = queues->hold_end_ns;
+            return;
+        }
     }
 }
 

@@ -101,16 +101,77 @@ START_TEST(one_size_does_not_wait_for_another)
     uint64_t leases[4];
     uint32_t other = fixture_session(&f);
     fill_and_lease(leases);
+    uint64_t began_ns = f.now_ns;
     reserve(s, large, 2, 100, 1, 5000 * MS); /* needs a slab without a lease */
     reserve(other, small, 3, 100, 1, 5000 * MS);
+    reserve(other, small, 4, 101, 1, 0);
+    fixture_flush(&f);
+    ck_assert_int_eq(fixture_take(&f, 'r', 4, 0).item.status, KVT_OK);
+    ck_assert_uint_eq(f.n_answers, 0); /* for a moment: see the next test */
+    f.now_ns = kvt_core_next_deadline(f.core);
+    ck_assert_uint_le(f.now_ns, began_ns + 100 * MS);
     fixture_flush(&f);
     ck_assert_int_eq(fixture_take(&f, 'r', 3, 0).item.status, KVT_OK);
     ck_assert_int_eq(kvt_core_cancel(f.core, other, 3, f.now_ns), KVT_OK);
+    ck_assert_int_eq(kvt_core_cancel(f.core, other, 4, f.now_ns), KVT_OK);
     ck_assert_uint_eq(f.n_answers, 0);
     for (unsigned i = 0; i < 4; i++)
         ck_assert_int_eq(kvt_core_release(f.core, s, leases[i]), KVT_OK);
     fixture_flush(&f);
     ck_assert_int_eq(fixture_take(&f, 'r', 2, 0).item.status, KVT_OK);
+}
+END_TEST
+
+/* A slab is never empty while its size goes on storing: there is always a chunk that is not on NVMe
+ * yet. Who came later with another size gets one all the same. */
+START_TEST(a_new_size_gets_room_from_one_that_goes_on_storing)
+{
+    struct kvt_core_config config = fixture_config();
+    config.admission = KVT_ADMIT_ALL;
+    config.host_slab_bytes = 8 * KVT_PAGE_BYTES;
+    config.n_host_slabs = 2;
+    config.n_nvme_slabs = 8;
+    teardown();
+    begin(&config);
+    uint32_t other = fixture_session(&f);
+    unsigned n_stored = 0;
+    bool got = false;
+    for (unsigned turn = 0; turn < 200 && !got; turn++) {
+        if (turn == 40)
+            reserve(s, large, 1, 5000, 1, 5000 * MS);
+        for (unsigned op = 10 + 2 * turn; op < 12 + 2 * turn; op++) {
+            struct kvt_key key = fixture_key(op);
+            enum kvt_status status = kvt_core_reserve(f.core, other, op, small, &key, 1, 0,
+                                                      f.now_ns + 1000 * MS, f.now_ns);
+            ck_assert(status == KVT_OK || status == KVT_ERR_AGAIN); /* enough of them wait */
+        }
+        fixture_flush(&f);
+        for (unsigned i = 0; i < f.n_answers; i++) {
+            const struct answer *a = &f.answers[i];
+            uint32_t index = 0;
+            uint64_t sum;
+            if (a->what != 'r' || a->item.status != KVT_OK)
+                continue;
+            got = got || a->session == s;
+            if (a->session == s)
+                continue;
+            fixture_fill(&f, small, a->item.offset, (unsigned)a->op);
+            fixture_sums(&f, small, (unsigned)a->op, &sum);
+            ck_assert_int_eq(kvt_core_commit(f.core, other, a->op, &index, 1, 0, &sum, f.now_ns),
+                             KVT_OK);
+            n_stored++;
+        }
+        f.n_answers = 0;
+        f.now_ns += MS;
+        fixture_flush(&f);
+        if (f.n_ios > 0) /* the disk takes one in a turn */
+            fixture_io(&f, KVT_OK);
+        while (f.n_metas_done < f.n_metas)
+            fixture_meta(&f, KVT_OK);
+    }
+    ck_assert_uint_gt(n_stored, 40);
+    ck_assert(got);
+    fixture_settle(&f);
 }
 END_TEST
 
@@ -159,6 +220,10 @@ END_TEST
 
 START_TEST(loads_of_one_size_do_not_wait_for_another)
 {
+    struct kvt_core_config config = fixture_config();
+    config.lease_ttl_ns = 5000 * MS;
+    teardown();
+    begin(&config);
     uint64_t leases[4];
     fixture_store(&f, s, small, 1, 50, 1, KVT_STORE_DURABLE);
     fixture_store(&f, s, large, 2, 60, 1, KVT_STORE_DURABLE);
@@ -170,8 +235,12 @@ START_TEST(loads_of_one_size_do_not_wait_for_another)
     load(s, small, 3, 0);
     fixture_flush(&f);
     ck_assert_int_eq(fixture_take(&f, 'l', 3, 0).item.status, KVT_OK); /* and is being copied */
+    uint64_t began_ns = f.now_ns;
     load(s, large, 4, 60);
     load(other, small, 5, 50);
+    fixture_flush(&f);
+    f.now_ns = kvt_core_next_deadline(f.core);
+    ck_assert_uint_le(f.now_ns, began_ns + 100 * MS);
     fixture_flush(&f);
     ck_assert_uint_eq(f.n_ios, 1);
     fixture_settle(&f);
@@ -236,6 +305,7 @@ int main(void)
     tcase_add_test(tcase, a_store_waits_for_leases);
     tcase_add_test(tcase, a_store_waits_for_nobody_in_vain);
     tcase_add_test(tcase, one_size_does_not_wait_for_another);
+    tcase_add_test(tcase, a_new_size_gets_room_from_one_that_goes_on_storing);
     tcase_add_test(tcase, of_one_size_who_came_first_is_served_first);
     tcase_add_test(tcase, who_owns_its_share_is_passed_over);
     tcase_add_test(tcase, loads_of_one_size_do_not_wait_for_another);

@@ -142,8 +142,8 @@ enum kvt_status kvt_core_release(struct kvt_core *core, uint32_t session, uint64
  *
  * A reserve waits for room until its deadline as long as anything holds some that may be given
  * back: leases, loads, other stores, transfers. What needs room of the same size is served in the
- * order of coming, and does not wait for what needs another, or for a session that owns half of the
- * arena.
+ * order of coming, and does not wait for what needs another for more than a tenth of a second, nor
+ * for a session that owns half of the arena.
  *
  * A reserve with KVT_STORE_DURABLE is answered when the chunks among its keys that exist are
  * durable, at the latest two seconds after it or by its deadline. Those items say ERR_EXISTS only
