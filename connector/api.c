@@ -25,6 +25,9 @@ SAME_STATUS(ERR_NOTSUP);
 SAME_STATUS(ERR_EXPIRED);
 SAME_STATUS(ERR_INTERNAL);
 _Static_assert(KVTIER_BATCH_MAX == KVT_BATCH_MAX && KVTIER_KEY_BYTES == KVT_KEY_BYTES, "ABI");
+_Static_assert((int)KVTIER_WHERE_HOST == (int)KVT_WHERE_HOST &&
+                   (int)KVTIER_WHERE_NVME == (int)KVT_WHERE_NVME,
+               "ABI");
 
 /* --- namespaces ----------------------------------------------------------------------------- */
 

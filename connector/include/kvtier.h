@@ -156,8 +156,11 @@ KVT_API int kvt_namespace(kvt_session *session, const kvtier_namespace *ns);
  * before the completion is handed out and not after; may be NULL. Memory named by layouts is
  * borrowed until the completion was polled or kvt_cancel returned; the layout structs and extent
  * arrays are copied. deadline_ns: CLOCK_MONOTONIC, 0 for the default (load: 30 s; store: no
- * waiting for room). A load's bytes are undefined where the item's status is not OK.
+ * waiting for room). A load's bytes are undefined where the item's status is not OK. where: n bytes
+ * like statuses, or NULL; of each chunk of the prefix that is held, KVTIER_WHERE_* bits.
  */
+enum { KVTIER_WHERE_HOST = 1, KVTIER_WHERE_NVME = 2 };
+
 KVT_API int kvt_lookup(kvt_session *session, int ns, const void *keys, uint32_t n, uint32_t flags,
                        uint32_t lease_ttl_ms, uint8_t *where, void *user, uint64_t *op_p);
 KVT_API int kvt_store(kvt_session *session, int ns, const void *keys, uint32_t n,

@@ -546,6 +546,16 @@ START_TEST(a_client_that_never_polls)
 }
 END_TEST
 
+static void held_expect(struct client *c, uint8_t where)
+{
+    uint8_t found[BATCH] = {0};
+    ck_assert_int_eq(kvt_lookup(c->session, c->ns, c->keys, BATCH, 0, 0, found, NULL, NULL),
+                     KVTIER_OK);
+    ck_assert_uint_eq(done(c).n_ok, BATCH);
+    for (unsigned i = 0; i < BATCH; i++)
+        ck_assert_uint_eq(found[i], where);
+}
+
 START_TEST(durable_chunks_outlive_the_agent)
 {
     struct client c;
@@ -556,9 +566,11 @@ START_TEST(durable_chunks_outlive_the_agent)
     agent = agent_start(true, "128MiB");
     client_open(&c, SCATTERED);
     ck_assert_uint_eq(lookup(&c, 1), BATCH);
+    held_expect(&c, KVTIER_WHERE_NVME);
     ck_assert_int_eq(kvt_prefetch(c.session, c.ns, c.keys, BATCH, 0, 0, c.statuses, NULL, NULL),
                      KVTIER_OK);
     ck_assert_uint_eq(done(&c).n_ok, BATCH);
+    held_expect(&c, KVTIER_WHERE_HOST | KVTIER_WHERE_NVME);
     ck_assert_uint_eq(load(&c, 1), BATCH);
     client_close(&c);
 }
