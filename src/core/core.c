@@ -70,12 +70,13 @@ enum kvt_status kvt_core_create(const struct kvt_core_config *config,
     core->actions = *actions;
     core->sessions = calloc(config->n_sessions_max, sizeof(*core->sessions));
     core->ns = kvt_big_calloc(NS_MAX * sizeof(*core->ns));
+    core->ns_table = kvt_big_calloc(NS_TABLE_N * sizeof(*core->ns_table));
     /* Each of these leaves what it made where destroy finds it, also when it fails. */
     bool index = core_index_init(core), pools = pools_init(core), io = core_io_init(core);
     bool ops = core_ops_init(core), leases = core_leases_init(core);
     bool pins = core_pins_init(core), jobs = core_jobs_init(core);
     if (!index || !pools || !io || !ops || !leases || !pins || !jobs || core->sessions == NULL ||
-        core->ns == NULL) {
+        core->ns == NULL || core->ns_table == NULL) {
         kvt_core_destroy(core);
         return kvt_error_set(err, KVT_ERR_NOMEM,
                              "core: out of memory for %u chunks; lower index.chunks_max",
@@ -99,6 +100,7 @@ void kvt_core_destroy(struct kvt_core *core)
     }
     core_index_fini(core);
     kvt_big_free(core->ns, NS_MAX * sizeof(*core->ns));
+    kvt_big_free(core->ns_table, NS_TABLE_N * sizeof(*core->ns_table));
     free(core->sessions);
     free(core);
 }
@@ -111,8 +113,24 @@ void kvt_core_host_slab(struct kvt_core *core, uint32_t slab, uint64_t arena_off
 /* --- namespaces --------------------------------------------------------------------------------
  */
 
+/* Where the table has the namespace of an id, or an empty place for it. */
+static uint32_t *ns_place(const struct kvt_core *core, const uint8_t id[KVT_NS_ID_BYTES])
+{
+    uint64_t at;
+    memcpy(&at, id, sizeof(at)); /* of a hash */
+    for (at %= NS_TABLE_N; core->ns_table[at] != 0; at = (at + 1) % NS_TABLE_N)
+        if (memcmp(core->ns[core->ns_table[at] - 1].id, id, KVT_NS_ID_BYTES) == 0)
+            break;
+    return &core->ns_table[at];
+}
+
+uint32_t core_ns_find(const struct kvt_core *core, const uint8_t id[KVT_NS_ID_BYTES])
+{
+    return *ns_place(core, id) - 1; /* 0 - 1 is NONE */
+}
+
 bool core_ns_add(struct kvt_core *core, uint32_t n, const struct kvt_ns_desc *desc,
-                 struct kvt_error *err)
+                 const uint8_t id[KVT_NS_ID_BYTES], struct kvt_error *err)
 {
     uint64_t slot_bytes = kvt_align_up(desc->chunk_bytes, KVT_PAGE_BYTES);
     uint64_t room = core->config.host_slab_bytes;
@@ -146,7 +164,8 @@ bool core_ns_add(struct kvt_core *core, uint32_t n, const struct kvt_ns_desc *de
     ns->slot_bytes = slot_bytes;
     ns->size_class = (uint8_t)c;
     ns->used = true;
-    kvt_ns_id(desc, ns->id);
+    memcpy(ns->id, id, sizeof(ns->id));
+    *ns_place(core, id) = n + 1;
     core->n_ns = KVT_MAX(core->n_ns, n + 1);
     return true;
 }
@@ -157,22 +176,21 @@ enum kvt_status kvt_core_ns_open(struct kvt_core *core, const struct kvt_ns_desc
     enum kvt_status status = kvt_ns_desc_check(desc, err);
     if (status != KVT_OK)
         return status;
-    uint32_t n = NONE;
-    for (uint32_t i = 0; i < core->n_ns; i++) {
-        if (core->ns[i].used && memcmp(&core->ns[i].desc, desc, sizeof(*desc)) == 0) {
-            *ns_p = i;
-            *slot_bytes_p = core->ns[i].slot_bytes;
-            return KVT_OK;
-        }
-        if (!core->ns[i].used && n == NONE)
-            n = i;
+    uint8_t id[KVT_NS_ID_BYTES];
+    kvt_ns_id(desc, id);
+    uint32_t n = core_ns_find(core, id);
+    if (n != NONE) {
+        *ns_p = n;
+        *slot_bytes_p = core->ns[n].slot_bytes;
+        return KVT_OK;
     }
-    if (n == NONE)
-        n = core->n_ns;
+    while (core->ns_free < core->n_ns && core->ns[core->ns_free].used)
+        core->ns_free++;
+    n = core->ns_free;
     if (n == NS_MAX)
         return kvt_error_set(err, KVT_ERR_NOSPACE, "namespace: all %u are in use", NS_MAX);
     struct kvt_error local;
-    if (!core_ns_add(core, n, desc, &local)) {
+    if (!core_ns_add(core, n, desc, id, &local)) {
         if (err != NULL)
             *err = local;
         return local.status;

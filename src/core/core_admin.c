@@ -136,10 +136,8 @@ unsigned kvt_core_namespaces(const struct kvt_core *core, uint64_t *cursor_p,
 
 uint32_t kvt_core_ns_find(const struct kvt_core *core, const uint8_t id[KVT_NS_ID_BYTES])
 {
-    for (uint32_t i = 0; i < core->n_ns; i++)
-        if (core->ns[i].used && memcmp(core->ns[i].id, id, KVT_NS_ID_BYTES) == 0)
-            return i;
-    return KVT_ADMIN_NS_ANY;
+    uint32_t n = core_ns_find(core, id);
+    return n != NONE ? n : KVT_ADMIN_NS_ANY;
 }
 
 const uint8_t *kvt_core_ns_id(const struct kvt_core *core, uint32_t ns)

@@ -128,7 +128,8 @@ static inline uint32_t slot_index(uint32_t slot)
 /* --- namespaces, sessions, leases, ops ---------------------------------------------------------
  */
 
-#define NS_MAX 65536u
+#define NS_MAX     65536u
+#define NS_TABLE_N (2 * NS_MAX)
 
 struct ns {
     struct kvt_ns_desc desc;
@@ -307,6 +308,8 @@ struct kvt_core {
 
     struct ns *ns;
     uint32_t n_ns;
+    uint32_t ns_free;   /* all before it are used */
+    uint32_t *ns_table; /* by id: the number + 1; 0: empty */
     uint64_t class_bytes[KVT_CLASSES_MAX];
     unsigned n_classes;
     uint32_t class_segments[KVT_CLASSES_MAX]; /* most segments that its namespaces have */
@@ -355,9 +358,10 @@ struct kvt_core {
 #define STAT(core, name) ((core)->stats[KVT_STAT_##name])
 
 /* core.c */
-/* Fill ns number n. False: its chunks do not fit (err). */
+/* Fill ns number n, of an id that is not there yet. False: its chunks do not fit (err). */
 bool core_ns_add(struct kvt_core *core, uint32_t n, const struct kvt_ns_desc *desc,
-                 struct kvt_error *err);
+                 const uint8_t id[KVT_NS_ID_BYTES], struct kvt_error *err);
+uint32_t core_ns_find(const struct kvt_core *core, const uint8_t id[KVT_NS_ID_BYTES]); /* or NONE */
 
 /* core_index.c */
 bool core_index_init(struct kvt_core *core);

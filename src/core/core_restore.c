@@ -25,10 +25,10 @@ static uint64_t stashed_generation(const struct chunk *chunk)
 
 void kvt_core_restore_ns(struct kvt_core *core, uint32_t n, const struct kvt_ns_desc *desc)
 {
-    bool ok = n < NS_MAX && !core->ns[n].used && kvt_ns_desc_check(desc, NULL) == KVT_OK;
-    for (uint32_t i = 0; ok && i < core->n_ns; i++)
-        ok = !core->ns[i].used || memcmp(&core->ns[i].desc, desc, sizeof(*desc)) != 0;
-    if (!ok || !core_ns_add(core, n, desc, NULL))
+    uint8_t id[KVT_NS_ID_BYTES];
+    kvt_ns_id(desc, id);
+    if (n >= NS_MAX || core->ns[n].used || kvt_ns_desc_check(desc, NULL) != KVT_OK ||
+        core_ns_find(core, id) != NONE || !core_ns_add(core, n, desc, id, NULL))
         core->restore_bad++;
 }
 

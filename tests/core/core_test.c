@@ -93,6 +93,43 @@ START_TEST(namespace_is_found_again)
 }
 END_TEST
 
+static enum kvt_status tenant_open(unsigned number, uint32_t *ns_p)
+{
+    struct kvt_ns_desc desc = fixture_desc("a", 4096, 2);
+    uint64_t slot_bytes;
+    for (unsigned i = 0; i < 4; i++) /* a string: no zero in it */
+        desc.salt[i] = (char)('a' + (number >> (5 * i) & 31));
+    return kvt_core_ns_open(f.core, &desc, ns_p, &slot_bytes, NULL);
+}
+
+/* As many as there may be, at a start and when they are named again: going through all of them for
+ * each takes half a minute. */
+START_TEST(many_namespaces_are_found_at_once)
+{
+    struct kvt_core_config config = fixture_config();
+    uint32_t found;
+    config.n_nvme_slabs = 0;
+    fixture_fini(&f);
+    fixture_init(&f, &config);
+    for (unsigned i = 0; i < 65536; i++) {
+        ck_assert_int_eq(tenant_open(i, &found), KVT_OK);
+        ck_assert_uint_eq(found, i);
+    }
+    ck_assert_int_eq(tenant_open(65536, &found), KVT_ERR_NOSPACE);
+    struct kvt_core *first = f.core;
+    fixture_create(&f, config.n_host_slabs);
+    for (unsigned i = 0; i < 65536; i++)
+        kvt_core_restore_ns(f.core, i, kvt_core_ns_desc(first, i));
+    kvt_core_restore_ns(f.core, 7, kvt_core_ns_desc(first, 7)); /* twice */
+    kvt_core_destroy(first);
+    ck_assert_uint_eq(kvt_core_restore_end(f.core), 1);
+    for (unsigned i = 0; i < 65536; i++) {
+        ck_assert_int_eq(tenant_open(i, &found), KVT_OK);
+        ck_assert_uint_eq(found, i);
+    }
+}
+END_TEST
+
 START_TEST(namespace_that_fits_no_slab_is_refused)
 {
     struct kvt_ns_desc desc = fixture_desc("big", 5 * KVT_PAGE_BYTES, 1);
@@ -546,10 +583,12 @@ int main(void)
     Suite *suite = suite_create("core");
     TCase *tcase = tcase_create("rules");
     tcase_add_checked_fixture(tcase, setup, teardown);
+    tcase_set_timeout(tcase, 15);
     tcase_set_timeout(tcase, 60);
     tcase_add_test(tcase, bad_config_is_named);
     tcase_add_test(tcase, sessions_are_bounded);
     tcase_add_test(tcase, namespace_is_found_again);
+    tcase_add_test(tcase, many_namespaces_are_found_at_once);
     tcase_add_test(tcase, namespace_that_fits_no_slab_is_refused);
     tcase_add_test(tcase, namespaces_do_not_mix);
     tcase_add_test(tcase, lookup_finds_the_prefix);

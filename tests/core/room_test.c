@@ -302,6 +302,7 @@ int main(void)
     Suite *suite = suite_create("room");
     TCase *tcase = tcase_create("rules");
     tcase_add_checked_fixture(tcase, setup, teardown);
+    tcase_set_timeout(tcase, 15);
     tcase_add_test(tcase, a_store_waits_for_leases);
     tcase_add_test(tcase, a_store_waits_for_nobody_in_vain);
     tcase_add_test(tcase, one_size_does_not_wait_for_another);
