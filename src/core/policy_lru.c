@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Least recently used, exactly: the candidate with the oldest use goes. */
+/* Least recently used, exactly: the candidate with the oldest use goes. Who is in use when a victim
+ * is looked for counts as used then. */
 #include "kvt/policy.h"
 
 #include <stdlib.h>
@@ -7,13 +8,14 @@
 #include "kvt/util.h"
 #include "policy_order.h"
 
-#define CLASS_BITS 4 /* of a key; above them the tick of the last use */
+#define CLASS_BITS 4 /* of a key; above them the number of the last use */
 
 _Static_assert(KVT_CLASSES_MAX <= 1 << CLASS_BITS, "a class fits its bits");
 
 struct lru {
     struct kvt_policy base;
     struct policy_order order; /* a heap per size class */
+    uint64_t n_uses;
 };
 
 static struct lru *lru_of(struct kvt_policy *policy)
@@ -47,11 +49,13 @@ static struct kvt_policy *lru_create(const struct kvt_policy_config *config)
 static void lru_insert(struct kvt_policy *policy, uint32_t chunk, unsigned size_class,
                        uint64_t key_hash, uint32_t parent, uint64_t tick)
 {
-    struct policy_order *order = &lru_of(policy)->order;
+    struct lru *lru = lru_of(policy);
+    struct policy_order *order = &lru->order;
     (void)key_hash;
     (void)parent;
+    (void)tick;
     KVT_ASSERT(chunk < order->n_chunks_max && size_class < KVT_CLASSES_MAX);
-    order->keys[chunk] = tick << CLASS_BITS | size_class;
+    order->keys[chunk] = ++lru->n_uses << CLASS_BITS | size_class;
     order->n_chunks_peak = KVT_MAX(order->n_chunks_peak, chunk + 1);
 }
 
@@ -59,7 +63,8 @@ static void lru_hit(struct kvt_policy *policy, uint32_t chunk, uint64_t tick)
 {
     struct lru *lru = lru_of(policy);
     unsigned size_class = class_of(lru, chunk);
-    lru->order.keys[chunk] = tick << CLASS_BITS | size_class;
+    (void)tick;
+    lru->order.keys[chunk] = ++lru->n_uses << CLASS_BITS | size_class;
     if (policy_order_holds(&lru->order, chunk))
         policy_order_grown(&lru->order, size_class, chunk);
 }
@@ -88,9 +93,13 @@ static uint32_t lru_victim(struct kvt_policy *policy, unsigned size_class,
                            uint64_t tick)
 {
     (void)near; /* exact: no other is as good */
-    (void)tick;
-    unsigned n_look = POLICY_LOOK_MAX;
-    return policy_order_least(&lru_of(policy)->order, size_class, usable, arg, &n_look);
+    for (unsigned n_look = 0; n_look < POLICY_LOOK_MAX; n_look++) {
+        uint32_t chunk = policy_order_least(&lru_of(policy)->order, size_class);
+        if (chunk == KVT_CHUNK_NONE || usable(arg, chunk))
+            return chunk;
+        lru_hit(policy, chunk, tick);
+    }
+    return KVT_CHUNK_NONE;
 }
 
 static uint64_t lru_memory_bytes(const struct kvt_policy *policy)

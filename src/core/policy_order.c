@@ -97,28 +97,9 @@ void policy_order_grown(struct policy_order *order, unsigned heap, uint32_t chun
     heap_down(order, &order->heaps[heap], order->place[chunk] - 1, chunk);
 }
 
-uint32_t policy_order_least(struct policy_order *order, unsigned heap_number,
-                            bool (*usable)(void *arg, uint32_t chunk), void *arg,
-                            unsigned *n_look_p)
+uint32_t policy_order_least(const struct policy_order *order, unsigned heap)
 {
-    struct policy_heap *heap = &order->heaps[heap_number];
-    /* Set the vetoed aside to see the next, then put them back. */
-    uint32_t vetoed[POLICY_LOOK_MAX];
-    unsigned n_vetoed = 0;
-    uint32_t found = KVT_CHUNK_NONE;
-    for (; *n_look_p > 0 && heap->n > 0 && found == KVT_CHUNK_NONE; --*n_look_p) {
-        uint32_t least = heap->chunks[0];
-        if (usable(arg, least)) {
-            found = least;
-        } else {
-            KVT_ASSERT(n_vetoed < POLICY_LOOK_MAX);
-            policy_order_remove(order, heap_number, least);
-            vetoed[n_vetoed++] = least;
-        }
-    }
-    while (n_vetoed > 0)
-        policy_order_push(order, heap_number, vetoed[--n_vetoed]);
-    return found;
+    return order->heaps[heap].n > 0 ? order->heaps[heap].chunks[0] : KVT_CHUNK_NONE;
 }
 
 uint64_t policy_order_memory_bytes(const struct policy_order *order)

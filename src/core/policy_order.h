@@ -11,7 +11,10 @@
 #include <stdint.h>
 
 #define POLICY_HEAPS_MAX 32
-#define POLICY_LOOK_MAX  256 /* candidates looked at for one victim */
+/* Candidates looked at for one victim. Those that are in use are not looked at again soon: they go
+ * behind the others, as if just used, or a few hundred of them would keep the rest from ever being
+ * seen. */
+#define POLICY_LOOK_MAX 1024
 
 struct policy_heap {
     uint32_t *chunks; /* address space for n_chunks_max */
@@ -40,11 +43,8 @@ void policy_order_push(struct policy_order *order, unsigned heap, uint32_t chunk
 void policy_order_remove(struct policy_order *order, unsigned heap, uint32_t chunk);
 /** Its key has grown. */
 void policy_order_grown(struct policy_order *order, unsigned heap, uint32_t chunk);
-/** The least chunk that is usable; KVT_CHUNK_NONE: none among those looked at. *n_look_p: how many
- * may be looked at, up to POLICY_LOOK_MAX; lessened by those that were. */
-uint32_t policy_order_least(struct policy_order *order, unsigned heap,
-                            bool (*usable)(void *arg, uint32_t chunk), void *arg,
-                            unsigned *n_look_p);
+/** The least chunk; KVT_CHUNK_NONE: there is none. */
+uint32_t policy_order_least(const struct policy_order *order, unsigned heap);
 uint64_t policy_order_memory_bytes(const struct policy_order *order);
 
 #endif

@@ -186,29 +186,30 @@ static uint32_t s3_victim(struct kvt_policy *policy, unsigned size_class,
 {
     struct s3 *s3 = s3_of(policy);
     const uint32_t *n = s3->n_members[size_class];
-    unsigned n_look = POLICY_LOOK_MAX;
-    uint32_t chunk = KVT_CHUNK_NONE;
     (void)near; /* exact: no other is as good */
     (void)tick;
-    while (n_look > 0) {
+    for (unsigned n_left = POLICY_LOOK_MAX; n_left > 0; n_left--) {
         enum queue queue = n[QUEUE_SMALL] >= (n[QUEUE_SMALL] + n[QUEUE_MAIN]) / SMALL_SHARE
                                ? QUEUE_SMALL
                                : QUEUE_MAIN;
-        chunk = policy_order_least(&s3->order, size_class * QUEUES + queue, usable, arg, &n_look);
+        uint32_t chunk = policy_order_least(&s3->order, size_class * QUEUES + queue);
         if (chunk == KVT_CHUNK_NONE) {
             queue = queue == QUEUE_SMALL ? QUEUE_MAIN : QUEUE_SMALL;
-            chunk =
-                policy_order_least(&s3->order, size_class * QUEUES + queue, usable, arg, &n_look);
+            chunk = policy_order_least(&s3->order, size_class * QUEUES + queue);
         }
-        /* When all that were looked at had been used, the last of them goes. */
-        if (chunk == KVT_CHUNK_NONE || freq_of(s3, chunk) == 0 || n_look == 0)
+        if (chunk == KVT_CHUNK_NONE)
             break;
+        bool is_usable = usable(arg, chunk);
+        /* When all that were looked at had been used, the last of them goes. */
+        if (is_usable && (freq_of(s3, chunk) == 0 || n_left == 1))
+            return chunk;
         /* Used: out of the small queue with a clean slate, round the main one with a use less. */
-        s3->prints[chunk] =
-            queue == QUEUE_SMALL ? s3->prints[chunk] & ~(uint32_t)FREQ_MAX : s3->prints[chunk] - 1;
+        if (is_usable)
+            s3->prints[chunk] = queue == QUEUE_SMALL ? s3->prints[chunk] & ~(uint32_t)FREQ_MAX
+                                                     : s3->prints[chunk] - 1;
         move_to_main(s3, chunk);
     }
-    return chunk;
+    return KVT_CHUNK_NONE;
 }
 
 static uint64_t s3_memory_bytes(const struct kvt_policy *policy)

@@ -11,7 +11,7 @@
 #define N_CHUNKS  4000
 #define N_CLASSES 3
 #define N_STEPS   200000
-#define LOOK_MAX  1024 /* of usable() per victim: "a few hundred" */
+#define LOOK_MAX  1024 /* of usable() per victim: "about a thousand" */
 
 /* ck_assert() writes a record each time; this one may stand in a loop. */
 #define MUST(e)                                                                                    \
@@ -120,6 +120,8 @@ static bool usable(void *arg, uint32_t c)
     struct model *m = arg;
     MUST(c < N_CHUNKS);
     m->n_looks++;
+    if (!is_usable(m, c))
+        m->used[c] = m->tick; /* who is in use when a victim is looked for was just used */
     return is_usable(m, c);
 }
 

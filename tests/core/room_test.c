@@ -269,6 +269,31 @@ START_TEST(a_drain_does_not_wait_for_room)
 }
 END_TEST
 
+/* The oldest chunks are all in use: the others are found behind them, at once. */
+START_TEST(many_that_are_in_use_do_not_hide_the_others)
+{
+    static const struct kvt_policy_ops *const policies[] = {&kvt_policy_lru, &kvt_policy_s3fifo,
+                                                            &kvt_policy_lhd};
+    struct kvt_core_config config = fixture_config();
+    config.host_policy = policies[_i];
+    config.host_slab_bytes = 256 * KVT_PAGE_BYTES;
+    config.n_chunks_max = 2048;
+    config.n_leases_max = config.n_leases_session_max = 1024;
+    teardown();
+    begin(&config);
+    for (unsigned i = 0; i < 1024; i++) {
+        fixture_store(&f, s, small, 1 + i, i, 1, 0);
+        if (i < 600)
+            (void)lease(s, small, i, 1);
+    }
+    for (unsigned i = 1024; i < 2024; i++)
+        fixture_store(&f, s, small, 1 + i, i, 1, 0);
+    ck_assert_uint_eq(fixture_stat(&f, KVT_STAT_STORE_REFUSED_CHUNKS), 0);
+    for (unsigned i = 0; i < 600; i++)
+        ck_assert_uint_eq(fixture_held(&f, s, small, i, 1), 1);
+}
+END_TEST
+
 /* All of a client's loads may name one chunk, as often as they can: 512 times 1024 here. Going
  * through all of them for each that ends takes minutes. */
 START_TEST(many_that_wait_for_one_chunk_end_at_once)
@@ -311,6 +336,7 @@ int main(void)
     tcase_add_test(tcase, who_owns_its_share_is_passed_over);
     tcase_add_test(tcase, loads_of_one_size_do_not_wait_for_another);
     tcase_add_test(tcase, a_drain_does_not_wait_for_room);
+    tcase_add_loop_test(tcase, many_that_are_in_use_do_not_hide_the_others, 0, 3);
     tcase_add_test(tcase, many_that_wait_for_one_chunk_end_at_once);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);

@@ -47,9 +47,10 @@ struct kvt_policy_ops {
 
     /*
      * Choose a candidate of the class to evict. usable(arg, chunk) vetoes (pinned just now); at
-     * most a few hundred candidates are looked at. near: a usable candidate of the class that goes
-     * where it is about as good a choice, since its place lies beside the last victim's; or
-     * KVT_CHUNK_NONE. KVT_CHUNK_NONE: none found. The choice stays in the policy until remove().
+     * most about a thousand candidates are looked at, and not the same ones each time. near: a
+     * usable candidate of the class that goes where it is about as good a choice, since its place
+     * lies beside the last victim's; or KVT_CHUNK_NONE. KVT_CHUNK_NONE: none found. The choice
+     * stays in the policy until remove().
      */
     uint32_t (*victim)(struct kvt_policy *policy, unsigned size_class,
                        bool (*usable)(void *arg, uint32_t chunk), void *arg, uint32_t near,
