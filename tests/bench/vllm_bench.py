@@ -7,8 +7,8 @@ ENGINES is the folder that tests/engines/make_env.py made.
 
 ttft     time to the first token of a prompt of 4096 tokens (model of 8 layers, hidden 512), which
          is computed, found in vLLM's own cache, in the agent's memory, on its disk
-nothing  engines with and without connector, prompts that nobody has (many rounds: a ratio of 1 %
-         shows from a hundred on)
+nothing  an engine with its connector and the same one without, prompts that nobody has (many
+         rounds)
 step     time in the connector's calls per step of vLLM's scheduler
 Each prints its medians; ratios are medians of the rounds' ratios.
 """
@@ -90,46 +90,48 @@ def interval(values, draws=4000):
 
 
 def nothing(env, args):
-    """Prompts that nobody has. Engines take turns within a second, so that what else the machine
-    does meets all of them, and each pair gives a ratio. Beside it, what can be counted without
-    noise: time in the connector's calls, and CPU time of the library's threads and of the agent."""
+    """Prompts that nobody has. One engine runs them with its connector, as if it had none, and so
+    once more, within a second: engines in processes of their own differ by more than a connector
+    takes. Beside the ratios what can be counted without noise: time in the connector's calls, and
+    CPU time of the library's threads and of the agent."""
     agent = Agent(args.kvtierd, host_bytes="2GiB")
-    engines, plain = {}, "without connector"
+    engines, ways = {}, {"with": False, "without": True, "without, once more": True}
     try:
-        engines[plain] = Engine(env.model("small"), **OPTIONS)
-        engines["without, once more"] = Engine(env.model("small"), **OPTIONS)
         for name, role in (("lookups", "kv_consumer"), ("lookups and saves", "kv_both")):
             engines[name] = Engine(env.model("small"), agent.socket, role=role, **OPTIONS,
                                    extra={"chunk_tokens": 256, "tenant": name})
-        seconds = {name: [] for name in engines}
+        seconds = {name: {way: [] for way in ways} for name in engines}
         counted = {name: [] for name in engines}
+        source = random.Random(0)
         for i in range(-2, args.rounds):
-            names = list(engines)
-            random.Random(i).shuffle(names)
-            for name in names:
-                before = threads_us(agent.pid)
-                found = engines[name].run(*(prompt(1000 + 4 * i + j, n) for j, n in
-                                            enumerate((600, 300, 80, 30))),
-                                          max_tokens=16, reset=True, account=True)
-                assert loaded(found) == 0
-                if i >= 0:
-                    seconds[name].append(found["seconds"])
-                    counted[name].append((*found["account"], threads_us(agent.pid) - before))
+            for name, engine in engines.items():
+                for way in source.sample(list(ways), len(ways)):
+                    before = threads_us(agent.pid)
+                    found = engine.run(*(prompt(1000 + 4 * i + j, n) for j, n in
+                                         enumerate((600, 300, 80, 30))), max_tokens=16,
+                                       reset=True, account=True, bare=ways[way])
+                    assert loaded(found) == 0
+                    if i < 0:
+                        continue
+                    seconds[name][way].append(found["seconds"])
+                    if way == "with":
+                        counted[name].append((*found["account"], threads_us(agent.pid) - before))
     finally:
         for engine in engines.values():
             engine.close()
         agent.close()
-    show(f"nothing cached: prompts of 600, 300, 80 and 30 tokens at once, 16 new ones each, "
-         f"{args.rounds} rounds", seconds, plain)
-    for name in list(engines)[1:]:
-        ratios = [s / p for s, p in zip(seconds[name], seconds[plain])]
-        low, high = interval(ratios)
+    for name in engines:
+        show(f"nothing cached, {name}: prompts of 600, 300, 80 and 30 tokens at once, 16 new ones "
+             f"each, {args.rounds} rounds", seconds[name], "without")
+        for way in ("with", "without, once more"):
+            ratios = [s / p for s, p in zip(seconds[name][way], seconds[name]["without"])]
+            low, high = interval(ratios)
+            print(f"  {way:20} {statistics.median(ratios):.4f} of without, 95 %: {low:.4f} to "
+                  f"{high:.4f}")
         calls, threads, agents = (statistics.mean(each) for each in zip(*counted[name]))
-        whole = statistics.mean(seconds[name]) * 1e6
-        print(f"  {name:20} {statistics.median(ratios):.4f} of {plain}, 95 %: {low:.4f} to "
-              f"{high:.4f}\n      calls {calls / whole:.3%}, library's threads "
-              f"{threads / whole:.3%}, agent {agents / whole:.3%} of the time of one core",
-              flush=True)
+        whole = statistics.mean(seconds[name]["with"]) * 1e6
+        print(f"  calls {calls / whole:.3%}, library's threads {threads / whole:.3%}, agent "
+              f"{agents / whole:.3%} of the time of one core", flush=True)
 
 
 def step(env, args):

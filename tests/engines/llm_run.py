@@ -3,11 +3,13 @@
 
 A step is {"prompts": [[ids]], "max_tokens": n, "salts": [...], "lora": {...}, "reset": forget the
 engine's own cache first, "strike": a signal to the agent or to one of the engine's processes in the
-middle of a load or store, "account": clock the connector's calls}. The answer has tokens, logprobs,
+middle of a load or store, "account": clock the connector's calls, "bare": as if the engine had no
+connector}. The answer has tokens, logprobs,
 seconds, all counters of the connector so far, and as account the microseconds in its calls and of
 CPU in the library's threads.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -91,6 +93,24 @@ def account(llm):
     return llm.clocks
 
 
+@contextlib.contextmanager
+def bare(llm):
+    """An engine in one process, idle, as if it had no connector: whatever vLLM looks at before it
+    calls one says that there is none."""
+    from vllm.distributed.kv_transfer import kv_transfer_state
+    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+    places = ((scheduler, "connector"), (scheduler, "connector_prefix_cache_stats"),
+              (kv_transfer_state, "_KV_CONNECTOR_AGENT"))
+    kept = [getattr(*place) for place in places]
+    for place in places:
+        setattr(*place, None)
+    try:
+        yield
+    finally:
+        for place, value in zip(places, kept):
+            setattr(*place, value)
+
+
 def run_step(llm, step):
     clean = reset(llm) if step.get("reset") else True
     if step.get("strike"):
@@ -104,7 +124,8 @@ def run_step(llm, step):
     lora = LoRARequest(**step["lora"]) if step.get("lora") else None
     library = threads_us(os.getpid(), "kvtier")
     began = time.monotonic()
-    outputs = llm.generate(prompts, sampling, use_tqdm=False, lora_request=lora)
+    with bare(llm) if step.get("bare") else contextlib.nullcontext():
+        outputs = llm.generate(prompts, sampling, use_tqdm=False, lora_request=lora)
     took = time.monotonic() - began
     settle(llm)
     return {"account": [sum(clock.take_us() for clock in clocks),

@@ -23,8 +23,8 @@ assert LAYOUT.itemsize == 56 and EXTENT.itemsize == 16
 
 
 def address_of(array: np.ndarray) -> int:
-    """Of an array's first byte; array.ctypes.data takes three times as long."""
-    return array.__array_interface__["data"][0]
+    """Of an array's first byte. Not by __array_interface__, which describes a struct's fields."""
+    return array.ctypes.data
 
 
 class Layouts:
