@@ -21,9 +21,13 @@
 #define READ_BYTES      2048  /* of a client at once: at most so many over its number of frames */
 #define FRAMES_PER_S    4000  /* of all clients; a call is two, and about as many for its answer */
 #define FRAMES_AT_ONCE  1000  /* of each after a pause */
-#define PAUSE_NS        (2 * KVT_NS_PER_MS) /* before who sent too many is read again */
+#define PAUSE_NS        (2 * KVT_NS_PER_MS)  /* before who sent too many is read again */
+#define ACCEPT_NS       KVT_NS_PER_MS        /* of each connection */
+#define DELIVER_NS      (10 * KVT_NS_PER_MS) /* of each for gRPC, which it costs 150 us of CPU */
+#define AT_ONCE         100                  /* of each after a pause */
 #define ACCEPT_RETRY_NS (100 * KVT_NS_PER_MS)
-#define UNREAD_NS       (10 * KVT_NS_PER_S)   /* for a client to read something of what waits */
+#define UNHEARD_NS      (10 * KVT_NS_PER_S)   /* for a client to say something */
+#define UNREAD_NS       (10 * KVT_NS_PER_S)   /* for it to read something of what waits */
 #define FLUSH_NS        (200 * KVT_NS_PER_MS) /* the same, and for all of it, at the end */
 #define SHUT_NS         (2 * KVT_NS_PER_S)    /* from shut to the end of the last connection */
 
@@ -38,13 +42,13 @@ struct pipe {
 };
 
 struct connection {
-    int client, inner; /* -1: free; gRPC has the other end of inner */
+    int client, inner; /* -1: free, and not delivered; gRPC has the other end of inner */
     struct pipe in, out;
     int64_t frames;      /* that may be passed; negative: passed in advance */
     uint32_t n_skip;     /* bytes before the next frame's header: of the preface or a frame */
     unsigned n_header;   /* of its bytes were seen */
     uint32_t n_payload;  /* as far as the header says yet */
-    uint64_t moved_ns;   /* when the client last took something, or out was empty */
+    uint64_t moved_ns;   /* when the client last took something, out was empty, or it came */
     bool deaf;           /* gRPC takes no more; what it has said is still on its way */
     short client_events; /* of the last poll */
     short inner_events;
@@ -58,8 +62,8 @@ struct gate {
     _Atomic int state;    /* enum gate_state */
     pthread_mutex_t lock; /* while a connection is delivered, and to shut: then none is any more */
     pthread_t thread;
-    uint64_t accept_ns; /* not before */
-    uint64_t shut_ns;   /* when it was seen to be shut; 0: open */
+    uint64_t accept_ns, deliver_ns; /* the next one, not before */
+    uint64_t shut_ns;               /* when it was seen to be shut; 0: open */
     uint64_t now_ns, counted_ns;
     unsigned n;
     struct connection connections[CONNECTIONS_MAX];
@@ -70,7 +74,8 @@ struct gate {
 static void connection_end(struct gate *gate, struct connection *c)
 {
     close(c->client);
-    close(c->inner);
+    if (c->inner >= 0)
+        close(c->inner);
     c->client = c->inner = -1;
     gate->n--;
 }
@@ -78,7 +83,6 @@ static void connection_end(struct gate *gate, struct connection *c)
 static void connection_begin(struct gate *gate, int fd)
 {
     struct connection *c = gate->connections;
-    int pair[2];
     while (c < gate->connections + CONNECTIONS_MAX && c->client >= 0)
         c++;
     if (c == gate->connections + CONNECTIONS_MAX) {
@@ -87,34 +91,61 @@ static void connection_begin(struct gate *gate, int fd)
         close(fd);
         return;
     }
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) != 0) {
-        kvt_log(KVT_LOG_WARN, "control: connection refused: %s; check ulimit -n", strerror(errno));
-        close(fd);
-        return;
-    }
     *c = (struct connection){.client = fd,
-                             .inner = pair[0],
+                             .inner = -1,
                              .frames = FRAMES_AT_ONCE,
                              .n_skip = PREFACE_BYTES,
                              .moved_ns = gate->now_ns};
     gate->n++;
-    gate->deliver(gate->arg, pair[1]);
+}
+
+/* When the next one may come: each takes its time, of which a pause saves up. */
+static uint64_t next_ns(const struct gate *gate, uint64_t due_ns, uint64_t each_ns)
+{
+    uint64_t saved_ns = AT_ONCE * each_ns;
+    return KVT_MAX(due_ns + saved_ns, gate->now_ns) - saved_ns + each_ns;
 }
 
 static void accept_next(struct gate *gate)
 {
-    pthread_mutex_lock(&gate->lock);
-    if (atomic_load(&gate->state) != GATE_OPEN) {
-        pthread_mutex_unlock(&gate->lock);
-        return;
-    }
     int fd = accept4(gate->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd >= 0) {
+        gate->accept_ns = next_ns(gate, gate->accept_ns, ACCEPT_NS);
         connection_begin(gate, fd);
     } else if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) {
         kvt_log(KVT_LOG_WARN, "control: cannot accept a connection: %s; check ulimit -n",
                 strerror(errno));
         gate->accept_ns = gate->now_ns + ACCEPT_RETRY_NS;
+    }
+}
+
+/* Whoever came first of those who have said something. */
+static struct connection *deliver_find(struct gate *gate)
+{
+    struct connection *first = NULL;
+    for (struct connection *c = gate->connections; c < gate->connections + CONNECTIONS_MAX; c++)
+        if (c->client >= 0 && c->inner < 0 && (c->client_events & POLLIN) != 0 &&
+            (first == NULL || c->moved_ns < first->moved_ns))
+            first = c;
+    return first;
+}
+
+static void deliver_next(struct gate *gate)
+{
+    struct connection *c = deliver_find(gate);
+    int pair[2];
+    if (c == NULL || gate->now_ns < gate->deliver_ns)
+        return;
+    gate->deliver_ns = next_ns(gate, gate->deliver_ns, DELIVER_NS);
+    pthread_mutex_lock(&gate->lock);
+    if (atomic_load(&gate->state) != GATE_OPEN) {
+        connection_end(gate, c);
+    } else if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) != 0) {
+        kvt_log(KVT_LOG_WARN, "control: connection refused: %s; check ulimit -n", strerror(errno));
+        connection_end(gate, c);
+    } else {
+        c->inner = pair[0];
+        gate->deliver(gate->arg, pair[1]);
     }
     pthread_mutex_unlock(&gate->lock);
 }
@@ -174,6 +205,8 @@ static bool connection_pass(struct connection *c, uint64_t now_ns)
 {
     if ((c->client_events & (POLLERR | POLLHUP | POLLNVAL)) != 0)
         return false; /* nobody is there to be answered */
+    if (c->inner < 0)
+        return true;
     if ((c->client_events & POLLIN) != 0 && pipe_empty(&c->in)) {
         if (!pipe_read(&c->in, c->client, READ_BYTES))
             return false;
@@ -201,7 +234,9 @@ static bool connection_pass(struct connection *c, uint64_t now_ns)
 static uint64_t connection_due(const struct gate *gate, const struct connection *c)
 {
     uint64_t due = UINT64_MAX;
-    if (!pipe_empty(&c->out))
+    if (c->inner < 0)
+        due = c->moved_ns + UNHEARD_NS;
+    else if (!pipe_empty(&c->out))
         due = c->moved_ns + (gate->shut_ns == 0 ? UNREAD_NS : FLUSH_NS);
     return gate->shut_ns == 0 ? due : KVT_MIN(due, gate->shut_ns + SHUT_NS);
 }
@@ -235,6 +270,15 @@ static nfds_t wait_list(const struct gate *gate, struct pollfd *fds, int *timeou
     fds[n++] = (struct pollfd){.fd = accept ? gate->listen_fd : -1, .events = POLLIN};
     for (unsigned i = 0; i < CONNECTIONS_MAX; i++) {
         const struct connection *c = &gate->connections[i];
+        if (c->client >= 0 && c->inner < 0) {
+            bool early = gate->deliver_ns > gate->now_ns;
+            fds[n++] = (struct pollfd){.fd = c->client, .events = early ? 0 : POLLIN};
+            fds[n++] = (struct pollfd){.fd = -1};
+            due = KVT_MIN(due, connection_due(gate, c));
+            if (early)
+                due = KVT_MIN(due, gate->deliver_ns);
+            continue;
+        }
         bool throttled = c->client >= 0 && c->frames <= 0;
         short client = (pipe_empty(&c->in) && !throttled && !c->deaf ? POLLIN : 0) |
                        (pipe_empty(&c->out) ? 0 : POLLOUT);
@@ -279,6 +323,7 @@ static void gate_turn(struct gate *gate)
         if (!open || gate->now_ns >= connection_due(gate, c))
             connection_end(gate, c);
     }
+    deliver_next(gate);
     if (fds[1].revents != 0)
         accept_next(gate);
 }

@@ -19,8 +19,8 @@
 #include "kvt/util.h"
 
 #define EVENTS_PER_TURN 64
-#define LATE_RETRY_NS   KVT_NS_PER_MS        /* for what is due, but must wait for something else */
-#define ACTIVE_NS       (10 * KVT_NS_PER_MS) /* clients heard less long ago are active */
+#define LATE_RETRY_NS   KVT_NS_PER_MS /* for what is due, but must wait for something else */
+#define ACTIVE_NS       KVT_NS_PER_S  /* clients heard less long ago are active */
 
 /* A spin that finds something earns three that do not; without credit one in 32 is tried. */
 #define SPIN_CREDIT_MAX 24

@@ -27,6 +27,8 @@ UNHEARD_S = 10           # the longest that the server waits for a client
 MEMORY = 256 << 20       # what answers and requests of all clients together may take
 P99_S = 0.05             # of lookups meanwhile; two busy cores are slow ones
 STOP_S = 5
+FLOOD_S = 3
+FLOOD_CPUS = 0.3         # without a bound it is one
 
 
 class Load:
@@ -117,6 +119,12 @@ class Hostile(TestCase):
         self.assertEqual(self.agent.process.wait(WAIT_S), 0)
         self.assertLess(time.monotonic() - began, limit_s)
 
+    def cpu_s(self):
+        """What the agent has computed."""
+        with open(f"/proc/{self.agent.process.pid}/stat", encoding="utf-8") as file:
+            ticks = file.read().rpartition(")")[2].split()[11:13]
+        return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
     def count(self, calls):
         """How often each status came."""
         codes = [call.code().name for call in calls]
@@ -131,6 +139,17 @@ class Hostile(TestCase):
                     peer.is_closed()
                 peer.close()
             check()
+
+    def test_a_flood_of_connections(self):
+        """Each costs the server more than the client, so who makes many waits for them."""
+        self.once("GetNode")
+        began, used = time.monotonic(), self.cpu_s()
+        while time.monotonic() - began < FLOOD_S:
+            Peer(self.path).close()
+        used = (self.cpu_s() - used) / (time.monotonic() - began)
+        print(f"{self.id()}: {used:.2f} of a CPU", file=sys.stderr)
+        self.assertLess(used, FLOOD_CPUS)
+        self.assertEqual(self.once("GetNode").pid, self.agent.process.pid)
 
     def test_floods_of_frames(self):
         """Many small frames, each of which costs the server more than the client."""
