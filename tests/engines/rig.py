@@ -66,7 +66,8 @@ class Rig:
     def __init__(self, model, socket, layout=LAYOUTS[0], block=16, blocks=64, layers=4, budget=256,
                  seqs=8, max_len=1000, window=0, extra=None, hash_algo="sha256", policy="recompute",
                  connector="KVTierConnector", module="kvtier.vllm", caching=True, mla=False,
-                 gpu=None):
+                 gpu=None, load=lambda config: None):
+        """load: what loading the model does to the worker's configuration."""
         self.layout, self.block = layout, block
         cache = CacheConfig(block_size=block, gpu_memory_utilization=0.3,
                             enable_prefix_caching=caching, num_gpu_blocks_override=blocks,
@@ -118,6 +119,7 @@ class Rig:
                        for i, group in enumerate(self.kvc.kv_cache_groups)
                        for name in group.layer_names]
         self.worker = None
+        load(self.config)
         if connector:
             self.worker = KVConnectorFactory.create_connector(
                 self.config, KVConnectorRole.WORKER, self.kvc)

@@ -7,6 +7,7 @@ environment: KVT_SCHEDULES  random schedules (default 40); KVT_SEED  of the firs
 """
 
 import collections
+import contextlib
 import faulthandler
 import os
 import random
@@ -23,7 +24,7 @@ from rig import LAYOUTS, KVCacheLayout, Rig
 
 from vllm.v1.core import kv_cache_utils
 
-from kvtier.vllm import compat, keys, layout, port, worker
+from kvtier.vllm import compat, keys, layout, namespace, port, worker
 from kvtier.vllm.settings import Settings
 
 KVTIERD = MODEL = ""
@@ -389,6 +390,64 @@ class IsolationTest(EngineCase):
             with self.assertLogs(compat.log, "WARNING"):
                 compat.check_hashes("sha256", Settings())
 
+    def test_images_that_are_numbered_are_refused(self):
+        for caching, cache_gb, refused in ((False, 0, True), (True, 0, False), (False, 4, False)):
+            config = self.rig(caching=caching).config
+            config.model_config.multimodal_config = types.SimpleNamespace(
+                mm_processor_cache_gb=cache_gb)
+            with self.subTest(caching=caching, cache_gb=cache_gb):
+                with self.assertRaisesRegex(ValueError, "mm-processor-cache-gb") if refused \
+                        else contextlib.nullcontext():
+                    compat.check_inputs(config)
+
+    def identities(self, change, *values):
+        """@return how many namespaces engines are in whose model configuration differs so."""
+        model = self.rig().config.model_config
+        found = set()
+        for value in values:
+            change(model, value)
+            found.add(tuple(namespace.identity(
+                types.SimpleNamespace(**{**vars(self.rig().config), "model_config": model}),
+                Settings()).items()))
+        return len(found)
+
+    def test_what_of_the_length_changes_kv(self):
+        def length(model, value):
+            model.max_model_len = value
+
+        def rope(kind):
+            def change(model, value):
+                model.hf_config.rope_parameters = {
+                    "rope_type": kind, "original_max_position_embeddings": 4096}
+                model.max_model_len = value
+            return change
+
+        def llama4(model, value):
+            model.hf_config.text_config = {"model_type": "llama4"}
+            model.max_model_len = value
+
+        self.assertEqual(self.identities(length, 1000, 5000, 100000), 1)
+        self.assertEqual(self.identities(rope("llama3"), 1000, 4096, 5000, 100000), 1)
+        self.assertEqual(self.identities(rope("longrope"), 1000, 4096, 5000, 100000), 2)
+        self.assertEqual(self.identities(llama4, 1000, 4096, 5000, 100000), 2)
+
+    def test_a_branch_that_moved_and_other_image_settings(self):
+        def branch(model, value):
+            model.revision, model.hf_config._commit_hash = "main", value
+
+        def images(model, value):
+            model.multimodal_config = types.SimpleNamespace(mm_processor_kwargs=value)
+
+        self.assertEqual(self.identities(branch, "one", "two"), 2)
+        self.assertEqual(self.identities(images, None, {"max_pixels": 1}, {"max_pixels": 2}), 3)
+
+    def test_a_model_that_changes_its_configuration_while_it_is_loaded(self):
+        def load(config):
+            config.model_config.hf_config.attn_temperature_tuning = True
+
+        self.cold(load=load)
+        self.assertEqual(self.cold(load=load).stats["hit_tokens"], 320)
+
     def test_every_mistake_in_the_settings_is_named(self):
         with self.assertRaises(ValueError) as caught:
             Settings.read({"chunk_token": 5, "lease_ms": "x", "copy_threads": 0})
@@ -406,6 +465,18 @@ class IsolationTest(EngineCase):
         rig.add(TOKENS, max_tokens=1)
         rig.run()
         self.assertEqual(rig.stats["loaded_tokens"], 320)
+
+    def test_any_number_of_resets(self):
+        """Engines that are trained reset with each step."""
+        rig = self.cold()
+        for _ in range(2000):
+            rig.scheduler.connector.reset_cache()
+            rig.step()
+        for hits in (0, 320):
+            rig.scheduler.kv_cache_manager.reset_prefix_cache()
+            rig.add(TOKENS, max_tokens=1)
+            rig.run()
+            self.assertEqual(rig.stats.get("loaded_tokens", 0), hits)
 
     def test_what_ran_while_all_was_reset_is_not_stored(self):
         rig = self.rig()

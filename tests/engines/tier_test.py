@@ -438,6 +438,16 @@ class FailuresTest(TierCase):
         rig.manager.reset_cache()  # of vLLM's CPU cache alone
         self.assertEqual(self.run_rig(rig), 1)  # its own, stored after the reset
 
+    def test_any_number_of_resets(self):
+        rig = self.cold()
+        for _ in range(1100):
+            rig.scheduler.connector.reset_cache()
+            rig.tier._ready()
+        for computed in (320, 1):
+            rig.scheduler.kv_cache_manager.reset_prefix_cache()
+            rig.manager.reset_cache()
+            self.assertEqual(self.run_rig(rig), computed)
+
     def test_what_ran_while_all_was_reset_is_not_stored(self):
         rig = self.rig()
         rig.add(TOKENS, max_tokens=1)

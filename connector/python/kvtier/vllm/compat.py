@@ -79,6 +79,17 @@ def check_hashes(algorithm, settings):
                  "another number share nothing with this one")
 
 
+def check_inputs(vllm_config):
+    """Refuses engines whose block hashes do not tell images and the like apart."""
+    inputs = getattr(vllm_config.model_config, "multimodal_config", None)
+    if inputs is not None and not vllm_config.cache_config.enable_prefix_caching and \
+            getattr(inputs, "mm_processor_cache_gb", 1) == 0:
+        raise ValueError(
+            "KVTier: without prefix caching and with mm_processor_cache_gb 0 vLLM numbers images, "
+            "audio and video from 1 instead of hashing them, so one would get the KV of another; "
+            "turn prefix caching on, or leave --mm-processor-cache-gb out")
+
+
 def hash_block_tokens(vllm_config, kv_cache_config):
     """Tokens per entry of request.block_hashes."""
     tokens = getattr(kv_cache_config, "hash_block_size", None)
@@ -231,24 +242,52 @@ def check_prefix(vllm_config):
 
 # ---- the model ---------------------------------------------------------------------------------
 
+def _found(config, name):
+    """All values of a name, however deep in a config."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            yield from [value] if key == name else _found(value, name)
+    elif isinstance(config, list):
+        for value in config:
+            yield from _found(value, name)
+
+
+def length_facts(config, max_model_len):
+    """What engines of different max_model_len compute differently: LongRoPE's factors, and Llama 4's
+    temperature."""
+    limits = []
+    if "longrope" in [*_found(config, "rope_type"), *_found(config, "type")]:
+        limits += [n for n in _found(config, "original_max_position_embeddings")
+                   if isinstance(n, int)]
+    if "llama4" in _found(config, "model_type"):
+        limits.append(32768)
+    return [max_model_len > limit for limit in limits]
+
+
 def model_identity(vllm_config):
     """(name, path, revision, config, settings): all that the KV of a token depends on."""
     model = vllm_config.model_config
-    config = model.hf_config.to_dict()
+    config = json.loads(json.dumps(model.hf_config.to_dict(), default=str))
     speculative = vllm_config.speculative_config
+    inputs = getattr(model, "multimodal_config", None)
     settings = {
         "quantization": str(model.quantization), "dtype": str(model.dtype),
         "cache_dtype": str(vllm_config.cache_config.cache_dtype),
         "draft": str(getattr(speculative, "model", None)) if speculative else "",
         "method": str(getattr(speculative, "method", None)) if speculative else "",
+        "length": length_facts(config, model.max_model_len),
+        # Hashes of images know what their request says of this, and not what the engine does.
+        "inputs": [str(getattr(inputs, name, None))
+                   for name in ("mm_processor_kwargs", "media_io_kwargs")],
     }
     if vllm_config.load_config.load_format == "dummy":
         settings["load_format"] = "dummy"
     name = model.model
     if os.path.isdir(name):
         name = os.path.basename(os.path.normpath(name))
-    revision = model.revision or getattr(model.hf_config, "_commit_hash", None)
-    return name, model.model, revision, json.loads(json.dumps(config, default=str)), settings
+    # A branch moves: of the two, the commit says which weights these are.
+    revision = f"{model.revision}@{getattr(model.hf_config, '_commit_hash', None)}"
+    return name, model.model, revision, config, settings
 
 
 # ---- the scheduler's output --------------------------------------------------------------------

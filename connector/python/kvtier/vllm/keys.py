@@ -100,6 +100,14 @@ def domain_of(request, adapters):
         weights is not None
 
 
+def in_epoch(epoch, domain):
+    """A request's domain after a reset, where nothing from before is found. epoch: drawn by the
+    reset; empty before the first."""
+    if not epoch:
+        return domain
+    return hashlib.sha256(b"kvtier epoch 1\0" + field(epoch) + (domain or b"")).digest()
+
+
 def chunk_key(domain, block_hash):
     """32 bytes. A hash of another length than a key (xxhash) is stretched, never cut."""
     if domain is None and len(block_hash) == KEY_BYTES:

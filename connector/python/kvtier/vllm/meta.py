@@ -21,15 +21,16 @@ class Transfer:
 class Meta(KVConnectorMetadata):
     """Scheduler -> workers, one per step."""
     hash_domain: str = ""  # see keys.hash_domain
-    epoch: str = ""        # changes with every reset; part of the namespace
     loads: list[tuple[str, list[Transfer]]] = dataclasses.field(default_factory=list)
     saves: list[tuple[int, list[Transfer]]] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One worker's part of a KV group, as far as a namespace depends on it."""
-    group: int
+    """One worker's part of a KV group: all of a namespace but the hashes."""
+    model: str
+    revision: str
+    salt: str
     layout: str
     dtype: str
     n_layers: int
@@ -39,9 +40,14 @@ class Shard:
     tp_size: int
     pp_rank: int
     pp_size: int
+    kv_group: int
     n_segments: int
     chunk_bytes: int
     tokens_per_chunk: int
+
+    def namespace(self, hash_domain):
+        """Fields of a kvtier.Namespace."""
+        return {**dataclasses.asdict(self), "hash_algo": hash_domain}
 
 
 @dataclasses.dataclass

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which bytes are interchangeable: both halves derive the same namespaces from the same facts."""
+"""Which bytes are interchangeable, and how a group's tokens make up chunks."""
 
 import dataclasses
 
@@ -9,29 +9,13 @@ from . import compat
 from .layout import PageSpec, layer_pages, layout_id
 
 
-class Identity:
-    """What the workers' shards have in common. The scheduler's process and each worker's make
-    their own, from the same configuration."""
-
-    def __init__(self, vllm_config, settings):
-        name, path, revision, config, how = compat.model_identity(vllm_config)
-        self.model = short(settings.model or name, 127)
-        self.revision = short(settings.revision, 63) or model_revision(
-            path, revision, config, how)
-        self.tenant = settings.tenant
-
-    def fields(self, shard, hash_domain, epoch):
-        """For kvt_namespace."""
-        return {
-            "model": self.model, "revision": self.revision, "layout": shard.layout,
-            "salt": short(f"{self.tenant}/{epoch}" if epoch else self.tenant, 63),
-            "hash_algo": hash_domain, "dtype": shard.dtype, "n_layers": shard.n_layers,
-            "n_kv_heads": shard.n_kv_heads, "head_dim": shard.head_dim,
-            "tokens_per_chunk": shard.tokens_per_chunk, "tp_rank": shard.tp_rank,
-            "tp_size": shard.tp_size, "pp_rank": shard.pp_rank, "pp_size": shard.pp_size,
-            "kv_group": shard.group, "n_segments": shard.n_segments,
-            "chunk_bytes": shard.chunk_bytes,
-        }
+def identity(vllm_config, settings):
+    """model, revision and salt of a Shard. To be asked for in one process alone, and the others told:
+    models write into their configuration while they are loaded."""
+    name, path, revision, config, how = compat.model_identity(vllm_config)
+    return {"model": short(settings.model or name, 127),
+            "revision": short(settings.revision, 63) or model_revision(path, revision, config, how),
+            "salt": short(settings.tenant, 63)}
 
 
 def window_of(spec):

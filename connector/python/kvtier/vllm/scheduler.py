@@ -21,7 +21,7 @@ from kvtier import BATCH_MAX, KEY_BYTES
 from . import compat, keys
 from .breaker import Breaker
 from .meta import Meta, Transfer
-from .namespace import Identity, plans
+from .namespace import plans
 from .stats import Stats
 
 LEASE_MARGIN_NS = 500_000_000
@@ -30,16 +30,14 @@ PIN_WAIT_NS = 20_000_000
 
 class _Lookup:
     """All namespaces of all groups for one request; done when open is empty."""
-    __slots__ = ("open", "parts", "sent_ns", "lease_end_ns", "leases", "epoch", "n_hashes", "ops")
+    __slots__ = ("open", "parts", "sent_ns", "lease_end_ns", "leases", "ops")
 
-    def __init__(self, now, epoch, n_hashes):
+    def __init__(self, now):
         self.open = 0
         self.parts = []  # (group, shard number, part number, n asked) -> n found, as lists
         self.sent_ns, self.lease_end_ns = now, 1 << 63
         self.leases = []
         self.ops = []
-        self.epoch = epoch
-        self.n_hashes = n_hashes
 
 
 class _Request:
@@ -85,20 +83,20 @@ class SchedulerHalf:
         self._port = port
         self._algorithm = vllm_config.cache_config.prefix_caching_hash_algo
         compat.check_hashes(self._algorithm, settings)
+        compat.check_inputs(vllm_config)
         compat.check_prefix(vllm_config)
         self._n_workers = compat.check_parallel(vllm_config)
         self._may_load = vllm_config.kv_transfer_config.is_kv_consumer
         self._may_save = vllm_config.kv_transfer_config.is_kv_producer
         self._plans = plans(vllm_config, kv_cache_config, settings)
         self._align = math.lcm(*(p.chunk_tokens for p in self._plans))
-        self._identity = Identity(vllm_config, settings)
         self._warned = set()      # names of adapters that are not trusted
         self._adapters = keys.Adapters(compat.adapter_hash_name)
         self._shards = frozenset()
         self._n_described = 0
         self._namespaces = None   # [(group, [handles])] once the workers told
         self._hash_domain = ""
-        self._epoch = ""
+        self._epoch = b""         # drawn by the last reset
         self._requests = {}
         self._lookups = {}        # op -> (lookup, found, place, request)
         self._pool = None
@@ -135,19 +133,19 @@ class SchedulerHalf:
             return False
         made = []
         for plan in self._plans:
-            shards = sorted((s for s in self._shards if s.group == plan.index),
+            shards = sorted((s for s in self._shards if s.kv_group == plan.index),
                             key=lambda s: (s.pp_rank, s.tp_rank))
-            made.append([self._port.namespace(
-                self._identity.fields(s, self._hash_domain, self._epoch)) for s in shards])
+            made.append([self._port.namespace(s.namespace(self._hash_domain)) for s in shards])
         self._namespaces = made
         return True
 
     def _extend_keys(self, state):
         hashes = state.request.block_hashes
+        domain = keys.in_epoch(self._epoch, state.domain)
         for plan, known in zip(self._plans, state.keys):
             step = plan.hashes_per_chunk
             for end in range((len(known) + 1) * step, len(hashes) + 1, step):
-                known.append(keys.chunk_key(state.domain, hashes[end - 1]))
+                known.append(keys.chunk_key(domain, hashes[end - 1]))
 
     def on_new_request(self, request):
         domain, trusted = keys.domain_of(request, self._adapters)
@@ -182,7 +180,7 @@ class SchedulerHalf:
         if self._breaker.is_open(now) or not self._port.connected:
             state.hit_tokens = 0
             return
-        lookup = _Lookup(now, self._epoch, len(state.request.block_hashes))
+        lookup = _Lookup(now)
         for group, known in enumerate(state.keys):
             for handle in self._namespaces[group]:
                 found = []
@@ -269,9 +267,8 @@ class SchedulerHalf:
             state.no_save, state.save_at = not self._may_save, 0  # again from nothing
             state.hit_tokens, state.give_up_ns = None, 0
             self._drop_lookup(state)
-        if state.hit_tokens is not None and state.lookup is not None and (
-                now > state.lookup.lease_end_ns - LEASE_MARGIN_NS or
-                state.lookup.epoch != self._epoch):
+        if state.hit_tokens is not None and state.lookup is not None and \
+                now > state.lookup.lease_end_ns - LEASE_MARGIN_NS:
             state.hit_tokens, state.give_up_ns = None, 0  # it waited for long: ask once more
             self._drop_lookup(state)
         if state.hit_tokens is None:
@@ -344,7 +341,7 @@ class SchedulerHalf:
     def build_connector_meta(self, scheduler_output):
         self._polled = False
         ready = self._ready()
-        meta = Meta(self._hash_domain, self._epoch, self._loads, [])
+        meta = Meta(self._hash_domain, self._loads, [])
         self._loads = []
         for data in scheduler_output.scheduled_new_reqs:
             state = self._requests.get(data.req_id)
@@ -525,11 +522,12 @@ class SchedulerHalf:
         return taken
 
     def reset(self):
-        """Nothing stored before is found again, by this engine: it stores and looks up in new
-        namespaces from here on. What is in the old ones ages out; other engines keep it."""
-        self._epoch = secrets.token_hex(8)
-        self._namespaces = None
+        """Nothing stored before is found again, by this engine: it stores and looks up under other
+        keys from here on. What is under the old ones ages out; other engines keep it."""
+        self._epoch = secrets.token_bytes(16)
         for state in self._requests.values():
+            state.keys = [[] for _ in self._plans]
+            state.next_save = [0] * len(self._plans)
             state.hit_tokens, state.give_up_ns = None, 0
             state.no_save = True  # it holds KV from before
             if state.request.request_id not in self._loading:

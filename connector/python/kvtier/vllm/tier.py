@@ -28,7 +28,7 @@ from . import compat, keys
 from .breaker import Breaker
 from .layout import n_segments
 from .meta import Shard
-from .namespace import Identity, window_of
+from .namespace import identity, window_of
 from .port import LATE_NS, Port
 from .settings import TierSettings
 
@@ -119,6 +119,7 @@ class KVTierSecondaryTier(SecondaryTierManager):
         self._settings = TierSettings.read(settings)
         self._algorithm = vllm_config.cache_config.prefix_caching_hash_algo
         compat.check_hashes(self._algorithm, self._settings)
+        compat.check_inputs(vllm_config)
         compat.check_parallel(vllm_config)
         self._groups = kv_cache_config.kv_cache_groups
         self._windows = [window_of(group.kv_cache_spec) for group in self._groups]
@@ -130,10 +131,10 @@ class KVTierSecondaryTier(SecondaryTierManager):
                 f"KVTier: chunks of {self._row_bytes} bytes; an agent takes at most "
                 f"{CHUNK_BYTES_MAX}: make block_size or blocks_per_chunk smaller")
         self._parallel = vllm_config.parallel_config
-        self._identity = Identity(vllm_config, self._settings)
+        self._model = identity(vllm_config, self._settings)
         self._workers = ()        # what the rows mean, see offload.Rows
         self._handles = None      # of each group's namespace
-        self._epoch = ""
+        self._epoch = b""         # drawn by the last reset
         self._requests = {}
         self._lookups = {}        # op -> (request, keys)
         self._jobs = {}
@@ -162,8 +163,7 @@ class KVTierSecondaryTier(SecondaryTierManager):
 
     def reset(self):
         """Nothing stored before is found again by this engine, as with KVTierConnector."""
-        self._epoch = secrets.token_hex(8)
-        self._handles = None
+        self._epoch = secrets.token_bytes(16)
         for state in self._requests.values():
             self._forget(state)
             state.no_store = True
@@ -194,13 +194,16 @@ class KVTierSecondaryTier(SecondaryTierManager):
             heads, head_dim = compat.spec_heads(group.kv_cache_spec)
             tokens = group.kv_cache_spec.block_size * self._offloading_spec.blocks_per_chunk
             n_layers = len(group.layer_names)
-            made.append(self._port.namespace(self._identity.fields(Shard(
-                index, self._layout(), self._workers[0].dtypes[index][:15], n_layers, heads,
-                head_dim, 0, tp_size, 0, pp_size, n_segments(self._row_bytes, n_layers),
-                self._row_bytes, tokens), domain, self._epoch)))
+            shard = Shard(
+                **self._model, layout=self._layout(), dtype=self._workers[0].dtypes[index][:15],
+                n_layers=n_layers, n_kv_heads=heads, head_dim=head_dim, tp_rank=0, tp_size=tp_size,
+                pp_rank=0, pp_size=pp_size, kv_group=index,
+                n_segments=n_segments(self._row_bytes, n_layers), chunk_bytes=self._row_bytes,
+                tokens_per_chunk=tokens)
+            made.append(self._port.namespace(shard.namespace(domain)))
         self._handles = made
         compat.log.info("KVTier: %d bytes per chunk of vLLM's CPU cache, model %s %s",
-                        self._row_bytes, self._identity.model, self._identity.revision)
+                        self._row_bytes, self._model["model"], self._model["revision"])
         return True
 
     # ---- requests --------------------------------------------------------------------------
@@ -233,9 +236,9 @@ class KVTierSecondaryTier(SecondaryTierManager):
                 self._lookups[op] = None, ()
                 self._port.cancel(op)
 
-    @staticmethod
-    def _names(state, offload_keys):
-        return b"".join(keys.chunk_key(state.domain, get_offload_block_hash(key))
+    def _names(self, state, offload_keys):
+        domain = keys.in_epoch(self._epoch, state.domain)
+        return b"".join(keys.chunk_key(domain, get_offload_block_hash(key))
                         for key in offload_keys)
 
     # ---- lookups ---------------------------------------------------------------------------

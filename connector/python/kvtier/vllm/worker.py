@@ -13,7 +13,7 @@ from kvtier import BATCH_MAX, KEY_BYTES, Status
 from . import compat
 from .layout import GroupMemory
 from .meta import Shard, WorkerMeta
-from .namespace import Identity, group_pages, plans
+from .namespace import group_pages, identity, plans
 from .port import LATE_NS
 from .stats import Stats
 
@@ -47,11 +47,10 @@ class WorkerHalf:
         self._settings = settings
         self._port = port
         self._plans = plans(vllm_config, kv_cache_config, settings)
-        self._identity = Identity(vllm_config, settings)
         self._groups = []
         self._gpu = None        # the device that has the KV, unless it is the host
         self._described = False
-        self._namespace = None  # (hash domain, epoch) of the handles
+        self._hash_domain = ""  # of the groups' namespaces
         self._ops = {}          # op -> (load or save, part, bytes per chunk)
         self._loads = {}        # request id -> _Load
         self._saves = {}        # save id -> _Save
@@ -68,6 +67,7 @@ class WorkerHalf:
         """Reads the layouts; raises LayoutError, which keeps the engine from starting, where one
         is not known."""
         tp_rank, tp_size, pp_rank, pp_size = compat.ranks(self._vllm_config)
+        model = identity(self._vllm_config, self._settings)
         for plan, found in zip(self._plans, group_pages(self._vllm_config, self._kv_cache_config,
                                                         kv_caches)):
             names, spec = found.names, found.spec
@@ -78,9 +78,11 @@ class WorkerHalf:
             replicated = compat.is_mla(spec)  # every rank has the same: one copy is enough
             n_heads, head_dim = compat.spec_heads(spec)
             group.shard = Shard(
-                plan.index, found.layout, found.dtype[:15], len(names), n_heads, head_dim,
-                0 if replicated else tp_rank, 1 if replicated else tp_size, pp_rank, pp_size,
-                group.memory.n_segments, group.memory.chunk_bytes, plan.chunk_tokens)
+                **model, layout=found.layout, dtype=found.dtype[:15], n_layers=len(names),
+                n_kv_heads=n_heads, head_dim=head_dim, tp_rank=0 if replicated else tp_rank,
+                tp_size=1 if replicated else tp_size, pp_rank=pp_rank, pp_size=pp_size,
+                kv_group=plan.index, n_segments=group.memory.n_segments,
+                chunk_bytes=group.memory.chunk_bytes, tokens_per_chunk=plan.chunk_tokens)
             group.stores = not replicated or tp_rank == 0
             device = kv_caches[names[0]].device
             self._use(device)
@@ -104,12 +106,11 @@ class WorkerHalf:
             self._gpu = device
 
     def _namespaces(self, meta):
-        if self._namespace == (meta.hash_domain, meta.epoch):
+        if self._hash_domain == meta.hash_domain:
             return
         for group in self._groups:
-            group.handle = self._port.namespace(
-                self._identity.fields(group.shard, meta.hash_domain, meta.epoch))
-        self._namespace = meta.hash_domain, meta.epoch
+            group.handle = self._port.namespace(group.shard.namespace(meta.hash_domain))
+        self._hash_domain = meta.hash_domain
 
     # ---- transfers -------------------------------------------------------------------------
 
