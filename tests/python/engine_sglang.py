@@ -59,11 +59,14 @@ from sglang.srt.mem_cache.pool_host.mha import MHATokenToKVPoolHost  # noqa: E40
 from sglang.srt.mem_cache.pool_host.mla import MLATokenToKVPoolHost  # noqa: E402
 from sglang.srt.mem_cache.radix_cache import RadixKey  # noqa: E402
 from sglang.srt.mem_cache.utils import get_storage_hash_str  # noqa: E402
+from sglang.srt.model_executor.model_runner_components import weight_updater  # noqa: E402
+from sglang.srt.model_executor.model_runner_components.weight_updater import (  # noqa: E402
+    WeightUpdater)
 from sglang.srt.runtime_context import get_parallel  # noqa: E402
 
 import kvtier  # noqa: E402
 from fixture import WAIT_S, TestCase  # noqa: E402
-from kvtier.sglang import KVTierStorage, Settings  # noqa: E402
+from kvtier.sglang import KVTierStorage, Settings, _Weights  # noqa: E402
 
 PAGE = 64
 TOKENS = 8192  # of the device; host pools have room for twice as many
@@ -507,6 +510,39 @@ class SGLang(TestCase):
             self.assertEqual(server("org/name").prefetch(RadixKey(tokens(256)))[0], 256)
         with self.assertRaisesRegex(ValueError, "kvtier_revision"):
             server("org/other")
+
+    def test_weights_that_are_updated_while_the_server_runs(self):
+        """By SGLang's own code; its caches are flushed as the scheduler does it, or not at all."""
+        model = torch.nn.Linear(2, 2)
+        updater = WeightUpdater(tp_rank=0, device="cpu", gpu_id=0, model_config=None,
+                                custom_weight_loaders={}, get_model=lambda: model,
+                                update_model_fields=None, recapture_cuda_graph=None,
+                                get_model_runner=None)
+        server, key = Server(self), RadixKey(tokens(256))
+        self.assertEqual(server.backup(key, server.fill(256)), 256)
+        for value in (1.0, 2.0):
+            self.assertEqual(server.prefetch(key)[0], 256)
+            with get_parallel().override(tp_rank=0), mock.patch.object(
+                    weight_updater, "get_model",
+                    lambda: types.SimpleNamespace(weight_cache_mode="off")):
+                self.assertTrue(updater.update_weights_from_tensor(
+                    [("bias", torch.full((2,), value))], "direct")[0])
+            self.assertEqual(model.bias.tolist(), [value, value])
+            hashes = page_hashes(key)
+            self.assertEqual(server.prefetch(key)[0], 0)
+            self.assertEqual(server.storage.batch_set_v1(hashes, server.host.alloc(256)),
+                             [False] * 4)
+            server.controller.reset()
+            server.controller.mem_pool_host.clear()
+            self.assertEqual(server.prefetch(key)[0], 0)
+            indices = server.fill(256)
+            self.assertEqual(server.backup(key, indices), 256)
+            found, to, came = server.prefetch(key)
+            self.assertEqual((found, came), (256, 256))
+            self.same(server.pages(indices), server.pages(to))
+        self.assertEqual(Server(self).prefetch(key)[0], 0)  # attached anew to this server
+        with mock.patch.object(_Weights, "n_writes", 0):  # as in another process
+            self.assertEqual(Server(self).prefetch(key)[0], 256)
 
     def test_clear(self):
         server, other = Server(self), Server(self, model="other")

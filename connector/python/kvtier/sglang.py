@@ -23,6 +23,7 @@ import hashlib
 import json
 import logging
 import os
+import secrets
 import time
 from typing import Any, Callable, Sequence
 
@@ -42,6 +43,8 @@ _PREFIX = "kvtier_"
 _SEGMENTS_MAX = 384
 _LOG_S = 10  # what goes wrong in every call is said so often
 _CLEAR_S = 60
+_WRITES = ("begin_weight_update", "update_weights_from_disk", "update_weights_from_tensor",
+           "update_weights_from_ipc", "load_weights_from_distributed")
 _STATS_MAX = 1024  # batches kept for SGLang's metrics, which take them every few seconds
 
 
@@ -108,10 +111,6 @@ def _key(name: str) -> bytes:
     return hashlib.sha256(b"kvtier sglang key 1\0" + name.encode()).digest()
 
 
-def _keys(names: Sequence[str]) -> bytes:
-    return b"".join(map(_key, names))
-
-
 def _statuses(done: Op) -> list[int]:
     return [] if done.statuses is None else done.statuses.tolist()
 
@@ -138,6 +137,37 @@ def _revision() -> str:
     return model_revision(model, str(getattr(args, "revision", "") or ""), config, facts)
 
 
+class _Weights:
+    """Counts what writes to the weights of this process's model after it was loaded. SGLang tells
+    storage backends nothing of that."""
+    n_writes = 0
+    watched = False
+
+    @classmethod
+    def watch(cls) -> None:
+        if cls.watched:
+            return
+        try:
+            from sglang.srt.model_executor.model_runner_components.weight_updater import \
+                WeightUpdater
+            calls = [(name, getattr(WeightUpdater, name)) for name in _WRITES]
+        except (ImportError, AttributeError) as err:
+            log.warning("KVTier: this SGLang does not show when weights are updated in a running "
+                        "server (%s); restart the server instead", err)
+            return
+        cls.watched = True
+        for name, call in calls:
+            setattr(WeightUpdater, name, cls._counted(call))
+
+    @classmethod
+    def _counted(cls, call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            cls.n_writes += 1  # before the first byte changes
+            return call(*args, **kwargs)
+        return counted
+
+
 class KVTierStorage(HiCacheStorage):
     """Built by SGLang as cls(storage_config, kwargs). A wrong setting or a pool that is not
     understood raises ValueError at the start of the server; no data call raises afterwards."""
@@ -161,6 +191,10 @@ class KVTierStorage(HiCacheStorage):
         self._n_unsaid = 0
         self._pool: Any = None
         self._handle = -1
+        _Weights.watch()
+        self._n_writes = _Weights.n_writes
+        #: part of each key; empty: the weights are those of the server's start
+        self._epoch = secrets.token_bytes(16) if self._n_writes else b""
         #: pages: found by lookups, loaded and stored, and those that were asked for and did not
         #: come (missing, late, agent away)
         self.counts = {"hit": 0, "loaded": 0, "unloaded": 0, "stored": 0, "unstored": 0}
@@ -183,6 +217,7 @@ class KVTierStorage(HiCacheStorage):
     def register_mem_pool_host(self, mem_pool_host: Any) -> None:
         """Reads the pool's layout and derives the namespace. Raises ValueError."""
         super().register_mem_pool_host(mem_pool_host)
+        self._follow(mem_pool_host)
         pool, page = mem_pool_host, mem_pool_host.page_size
         try:
             addresses, sizes = pool.get_page_buffer_meta(torch.arange(2 * page))
@@ -207,6 +242,32 @@ class KVTierStorage(HiCacheStorage):
             raise ValueError(f"kvtier.sglang: pool {host_pool_name} of a hybrid model or a draft "
                              "model is not supported; run this model without the backend")
         super().register_mem_host_pool_v2(host_pool, host_pool_name)
+
+    def _follow(self, pool: Any) -> None:
+        """SGLang clears the pool when it drops all KV that it has."""
+        clear = pool.clear
+
+        @functools.wraps(clear)
+        def cleared() -> None:
+            clear()
+            if self._n_writes != _Weights.n_writes:
+                self._epoch, self._n_writes = secrets.token_bytes(16), _Weights.n_writes
+                log.info("KVTier: the weights were updated; from here on this server shares pages "
+                         "with no other, and finds none from before")
+        pool.clear = cleared
+
+    def _key(self, name: str) -> bytes:
+        key = _key(name)
+        if not self._epoch:
+            return key
+        return hashlib.sha256(b"kvtier sglang epoch 1\0" + self._epoch + key).digest()
+
+    def _keys(self, names: Sequence[str]) -> bytes:
+        """Raises RuntimeError while KV of other weights may be anywhere."""
+        if self._n_writes != _Weights.n_writes:
+            raise RuntimeError("the weights were updated and SGLang's cache was not flushed since; "
+                               "nothing is loaded or stored until it is (POST /flush_cache)")
+        return b"".join(map(self._key, names))
 
     def _describe(self, pool: Any) -> Namespace:
         config, settings = self._config, self._settings
@@ -268,7 +329,7 @@ class KVTierStorage(HiCacheStorage):
 
     def _load(self, names: Sequence[str], memory: Layouts) -> list[bool]:
         began_s = time.monotonic()
-        done = self._client.load(self._handle, _keys(names), memory,
+        done = self._client.load(self._handle, self._keys(names), memory,
                                  timeout=self._settings.load_timeout_ms / 1000)
         self.counts["loaded"] += done.n_ok
         self.counts["unloaded"] += len(names) - done.n_ok
@@ -278,8 +339,8 @@ class KVTierStorage(HiCacheStorage):
     def _store(self, names: Sequence[str], memory: Layouts, extra_info: Any) -> list[bool]:
         before = getattr(extra_info, "prefix_keys", None)
         began_s = time.monotonic()
-        done = self._client.store(self._handle, _keys(names), memory,
-                                  parent=_key(before[-1]) if before else None,
+        done = self._client.store(self._handle, self._keys(names), memory,
+                                  parent=self._key(before[-1]) if before else None,
                                   timeout=self._settings.store_timeout_ms / 1000)
         self.counts["stored"] += done.n_ok
         self.counts["unstored"] += len(names) - done.n_ok
@@ -308,7 +369,7 @@ class KVTierStorage(HiCacheStorage):
         n_held = 0
         for start in range(0, len(keys), BATCH_MAX):
             part = keys[start:start + BATCH_MAX]
-            n = self._client.lookup(self._handle, _keys(part)).n_ok
+            n = self._client.lookup(self._handle, self._keys(part)).n_ok
             n_held += n
             if n < len(part):
                 break
@@ -356,4 +417,6 @@ class KVTierStorage(HiCacheStorage):
 
     def close(self) -> None:
         """Ends the session; calls answer misses from now on."""
+        if self._pool is not None:
+            vars(self._pool).pop("clear", None)
         self._client.close()
