@@ -9,9 +9,39 @@ its length. No cross-tenant or cross-adapter hit rests on the chain alone.
 
 import hashlib
 import os
+import queue
+import threading
 
 from kvtier import KEY_BYTES
 from kvtier.identity import adapter_digest, adapter_files, field, local_folder
+
+
+class _Weights:
+    """Of one adapter's files as they were once."""
+    __slots__ = ("path", "signature", "digest", "is_read")
+
+    def __init__(self, path, signature):
+        self.path, self.signature = path, signature
+        self.digest, self.is_read = None, False
+
+    def read(self):
+        digest = adapter_digest(self.path)
+        try:
+            same = signature_of(self.path) == self.signature
+        except OSError:
+            same = False
+        self.digest = digest if same else None
+        self.is_read = True
+
+    def are(self, other):
+        """Whether both are the same for sure."""
+        return self is other or (self.digest is not None and self.digest == other.digest)
+
+
+def signature_of(path):
+    """What changes with an adapter's files, by their names and sizes. Raises OSError."""
+    stats = [(name, os.stat(name)) for name in adapter_files(path)]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
 class Adapters:
@@ -19,58 +49,82 @@ class Adapters:
     number (lora_int_id), and the engine's hashes know little more of it than its name. So a number
     whose files are not known or have changed is not trusted any more: what its requests compute
     belongs under no key. And a name with which more than one kind of weights came is mixed: the
-    engine's own cache may have the KV of either under it."""
+    engine's own cache may have the KV of either under it.
+
+    Large adapters are read in a thread, since the engine waits for calls of this; until that is
+    done their requests are not trusted."""
 
     N_MAX = 65536
-    N_FILES_MAX = 1024
+    AT_ONCE_BYTES = 4 << 20
 
     def __init__(self, hash_name):
         """hash_name(lora): what the engine's hashes know of an adapter."""
         self._hash_name = hash_name
-        self._files = {}    # path -> (signature, digest)
-        self._numbers = {}  # lora_int_id -> [digest or None, its names]
-        self._names = {}    # name -> digest; None: mixed
+        self._files = {}    # path -> _Weights
+        self._numbers = {}  # lora_int_id -> [_Weights or None, its names]
+        self._names = {}    # name -> _Weights; None: mixed
+        self._to_read = None
 
-    @staticmethod
-    def _signature(path):
-        stats = [(name, os.stat(name)) for name in adapter_files(path)]
-        return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-
-    def _digest(self, lora):
+    def _weights(self, lora):
         try:
             path = local_folder(os.path.expanduser(lora.lora_path))
-            signature = self._signature(path)
+            signature = signature_of(path)
         except Exception:  # whatever the hub's client raises where nothing was loaded yet
             return None
         known = self._files.get(path)
-        if known is None or known[0] != signature:
-            if len(self._files) >= self.N_FILES_MAX:
-                self._files.clear()
-            known = self._files[path] = signature, adapter_digest(path)
-        return known[1]
+        if known is None or known.signature != signature:
+            if known is None and len(self._files) >= self.N_MAX:
+                return None
+            known = self._files[path] = _Weights(path, signature)
+            if sum(n_bytes for _, n_bytes, _ in signature) <= self.AT_ONCE_BYTES:
+                known.read()
+            else:
+                self._read_later(known)
+        return None if known.is_read and known.digest is None else known
+
+    def _read_later(self, weights):
+        if self._to_read is None:
+            self._to_read = queue.SimpleQueue()
+            threading.Thread(target=self._read_all, name="kvtier-adapters", daemon=True).start()
+        self._to_read.put(weights)
+
+    def _read_all(self):
+        while True:
+            self._to_read.get().read()
 
     def seen(self, lora):
         """To be called with each request's adapter. @return a digest of its weights, or None: not
         to be trusted."""
-        digest, name = self._digest(lora), self._hash_name(lora)
+        weights, name = self._weights(lora), self._hash_name(lora)
         if lora.lora_int_id not in self._numbers and len(self._numbers) >= self.N_MAX:
-            digest = None
-        elif digest is not None:
-            number = self._numbers.setdefault(lora.lora_int_id, [digest, set()])
+            weights = None
+        elif weights is not None:
+            number = self._numbers.setdefault(lora.lora_int_id, [weights, set()])
             number[1].add(name)
-            if number[0] != digest:  # older requests of this number may compute with either
-                number[0] = digest = None
+            if number[0] is None or not number[0].are(weights):
+                # Older requests of this number may compute with either.
+                number[0] = weights = None
                 self._names.update(dict.fromkeys(number[1]))
         if name in self._names:
-            if self._names[name] != digest:
+            known = self._names[name]
+            if known is None or weights is None or not known.are(weights):
                 self._names[name] = None
         elif len(self._names) < self.N_MAX:
-            self._names[name] = digest
-        return digest
+            self._names[name] = weights
+        return weights.digest if weights is not None else None
+
+    def _of(self, lora):
+        return self._numbers.get(lora.lora_int_id, (None,))[0]
 
     def trusted(self, lora):
         """Whether what is computed with it belongs under its digest."""
-        return self._numbers.get(lora.lora_int_id, (None,))[0] is not None
+        weights = self._of(lora)
+        return weights is not None and weights.digest is not None
+
+    def being_read(self, lora):
+        """Whether it may be trusted soon."""
+        weights = self._of(lora)
+        return weights is not None and not weights.is_read
 
     def mixed(self, lora):
         """Whether the engine's own cache may have others' KV for it."""

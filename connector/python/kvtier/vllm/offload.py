@@ -126,15 +126,17 @@ class KVTierOffloadingConnector(OffloadingConnector):
             tier.describe(found)
 
     def on_new_request(self, request):
-        domain, _ = keys.domain_of(request, self._adapters)
-        usable = functools.partial(self._usable, getattr(request, "lora_request", None))
+        domain, trusted = keys.domain_of(request, self._adapters)
+        usable = functools.partial(self._usable, trusted, getattr(request, "lora_request", None))
         for tier in self._tiers:
             tier.announce(request.request_id, domain, usable)
         super().on_new_request(request)
 
-    def _usable(self, lora):
-        """vLLM's CPU cache, as its hashes, knows an adapter by name: see keys.Adapters."""
-        return lora is None or (self._adapters.trusted(lora) and not self._adapters.mixed(lora))
+    def _usable(self, trusted, lora):
+        """trusted: when the request came. vLLM's CPU cache, as its hashes, knows an adapter by name:
+        see keys.Adapters."""
+        return trusted and (lora is None or (self._adapters.trusted(lora) and
+                                             not self._adapters.mixed(lora)))
 
     def reset_cache(self):
         done = super().reset_cache()

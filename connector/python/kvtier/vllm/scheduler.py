@@ -150,7 +150,7 @@ class SchedulerHalf:
     def on_new_request(self, request):
         domain, trusted = keys.domain_of(request, self._adapters)
         state = _Request(request, domain, len(self._plans))
-        if not trusted:
+        if not trusted and not self._adapters.being_read(state.lora):
             self._warn_of(state.lora)
         state.no_save |= not self._may_save or not trusted
         state.no_load |= not self._may_load or not trusted or \
