@@ -13,9 +13,11 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 import types
 import unittest
+from unittest import mock
 
 from agent import Agent
 from fake_gpu import FakeGpu
@@ -24,6 +26,7 @@ from rig import LAYOUTS, KVCacheLayout, Rig
 
 from vllm.v1.core import kv_cache_utils
 
+import kvtier
 from kvtier.vllm import compat, keys, layout, namespace, port, worker
 from kvtier.vllm.settings import Settings
 
@@ -273,6 +276,20 @@ class FailuresTest(EngineCase):
         rig.add(TOKENS)
         rig.run()
 
+    def test_whatever_the_library_refuses_ends_no_engine(self):
+        self.cold()
+        rig = self.rig()
+        for name in ("submit_lookup", "submit_load", "submit_store"):
+            with mock.patch.object(kvtier.Client, name, side_effect=kvtier.InvalidError("why")), \
+                    self.assertLogs(compat.log, "ERROR"):
+                rig.add(TOKENS + family(name, 16), max_tokens=1)
+                rig.run()
+            rig.scheduler.kv_cache_manager.reset_prefix_cache()
+            for half in (rig.scheduler.connector._half, rig.worker._half):
+                half._port._said_ns = -port.LOG_NS
+        self.assertEqual(rig.leaks(), 0)
+        self.assertEqual(rig.stats["failed_loads"], 1)
+
     def test_policy_fail(self):
         self.cold()
         rig = self.rig(policy="fail")
@@ -358,6 +375,53 @@ class IsolationTest(EngineCase):
         engine = self.rig()
         self.assertEqual(self.lora_run(engine, two), 20)
         self.assertNotIn("hit_tokens", engine.stats)
+
+    def test_a_large_adapter_stalls_nobody(self):
+        """Its requests go without KVTier until a thread has read it."""
+        go, read = threading.Event(), keys.adapter_digest
+        self.addCleanup(go.set)
+        lora = adapter(self.agent.folder, "one" + " " * (5 << 20))
+        with mock.patch.object(keys, "adapter_digest",
+                               lambda path: go.wait(60) and read(path)):
+            rig = self.rig()
+            began = time.monotonic()
+            with self.assertNoLogs(compat.log, "WARNING"):
+                self.assertEqual(self.lora_run(rig, lora, TOKENS[:160]), 0)
+            self.assertLess(time.monotonic() - began, 30)
+            go.set()
+            adapters = rig.scheduler.connector._half._adapters
+            while adapters.being_read(lora):
+                time.sleep(0.001)
+        self.assertEqual(self.lora_run(rig, lora), 20)
+        rig = self.rig()
+        self.lora_run(rig, lora, TOKENS[:16])
+        adapters = rig.scheduler.connector._half._adapters
+        while adapters.being_read(lora):
+            time.sleep(0.001)
+        self.assertEqual(self.lora_run(rig, lora), 0)
+        self.assertEqual(rig.stats["loaded_tokens"], 304)
+
+    def test_a_large_adapter_that_changes_while_it_is_read(self):
+        lora = adapter(self.agent.folder, "one" + " " * (5 << 20))
+        go, done, read = threading.Event(), threading.Event(), keys.adapter_digest
+        self.addCleanup(go.set)
+
+        def slow(path):
+            go.wait(60)
+            digest = read(path)
+            done.set()
+            return digest
+
+        rig = self.rig()
+        rig.wrong_hits = True
+        with mock.patch.object(keys, "adapter_digest", slow):
+            self.lora_run(rig, lora, TOKENS[:160])
+            two = adapter(self.agent.folder, "two" + " " * (5 << 20))
+            go.set()
+            self.assertTrue(done.wait(60))
+            for _ in range(3):
+                self.assertEqual(self.lora_run(rig, two), 0)
+                time.sleep(0.05)
 
     def test_an_adapter_without_files(self):
         lora = adapter(self.agent.folder, "one")
@@ -447,6 +511,10 @@ class IsolationTest(EngineCase):
 
         self.cold(load=load)
         self.assertEqual(self.cold(load=load).stats["hit_tokens"], 320)
+
+    def test_chunks_of_more_than_an_agent_takes_are_refused(self):
+        with self.assertRaisesRegex(ValueError, "set chunk_tokens to at most 524288"):
+            self.rig(extra={"chunk_tokens": 524289})
 
     def test_every_mistake_in_the_settings_is_named(self):
         with self.assertRaises(ValueError) as caught:

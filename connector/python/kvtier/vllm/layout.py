@@ -19,6 +19,7 @@ import numpy as np
 from kvtier import Layouts
 
 N_SEGMENTS_MAX = 384
+CHUNK_BYTES_MAX = 256 << 20  # that an agent takes
 
 
 class LayoutError(ValueError):

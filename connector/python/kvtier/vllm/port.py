@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A session as the two halves use it: nothing here waits for the agent, and nothing raises because
-of it. An op that could not be started is None."""
+"""A session as the two halves use it: nothing here waits for the agent, and no op raises. One that
+could not be started is None."""
 
-from kvtier import AgainError, Client, KVTierError, Namespace, NoMemoryError, Status
+import time
+
+from kvtier import AgainError, Client, KVTierError, Namespace
+
+from .compat import log
 
 QUEUE_DEPTH = 1024
 LATE_NS = 1_000_000_000  # past its deadline an op is given so long to end by itself
-_DROPPED = (AgainError, NoMemoryError)  # queue full or no memory: it is as if nothing was held
+LOG_NS = 10_000_000_000  # what goes wrong in every call is said so often
 
 
 class Port:
     def __init__(self, socket, name, copy_threads):
         self._client = Client(socket or None, name=name, queue_depth=QUEUE_DEPTH,
                               n_copy_threads=copy_threads)
+        self._said_ns = -LOG_NS
         self.poll = self._client.poll
         self.wait = self._client.wait
 
@@ -30,15 +35,16 @@ class Port:
         """Let stores and loads name memory of a GPU. Raises KVTierError, which says why not."""
         self._client.cuda_attach(device)
 
-    @staticmethod
-    def _submitted(submit, *args, **options):
+    def _submitted(self, submit, *args, **options):
         try:
             return submit(*args, **options)
-        except _DROPPED:
-            return None
-        except KVTierError as err:
-            if err.status != Status.IO:  # CUDA refused: the library's log has it, the engine goes on
-                raise
+        except AgainError:
+            return None  # queue full: it is as if nothing was held
+        except KVTierError as err:  # CUDA refused, for one; the engine goes on
+            now = time.monotonic_ns()
+            if now - self._said_ns >= LOG_NS:
+                self._said_ns = now
+                log.error("KVTier: %s", err)
             return None
 
     def lookup(self, namespace, keys, lease_ms):

@@ -26,14 +26,12 @@ from kvtier import BATCH_MAX, Layouts, Status
 
 from . import compat, keys
 from .breaker import Breaker
-from .layout import n_segments
+from .layout import CHUNK_BYTES_MAX, n_segments
 from .meta import Shard
 from .namespace import identity, window_of
-from .port import LATE_NS, Port
+from .port import LATE_NS, LOG_NS, Port
 from .settings import TierSettings
 
-CHUNK_BYTES_MAX = 256 << 20
-LOG_NS = 10_000_000_000  # what goes wrong in every call is said so often
 DRAIN_WAIT_S = 0.1
 
 _NEW = object()

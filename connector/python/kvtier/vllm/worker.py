@@ -11,7 +11,7 @@ import time
 from kvtier import BATCH_MAX, KEY_BYTES, Status
 
 from . import compat
-from .layout import GroupMemory
+from .layout import CHUNK_BYTES_MAX, GroupMemory
 from .meta import Shard, WorkerMeta
 from .namespace import group_pages, identity, plans
 from .port import LATE_NS
@@ -75,6 +75,11 @@ class WorkerHalf:
             group.plan = plan
             group.memory = GroupMemory(found.pages, plan.blocks_per_chunk,
                                        self._kv_cache_config.num_blocks)
+            if group.memory.chunk_bytes > CHUNK_BYTES_MAX:
+                raise ValueError(
+                    f"KVTier: chunks of {plan.chunk_tokens} tokens have {group.memory.chunk_bytes} "
+                    f"bytes, and an agent takes at most {CHUNK_BYTES_MAX}; set chunk_tokens to at "
+                    f"most {CHUNK_BYTES_MAX // group.memory.block_bytes * plan.block_tokens}")
             replicated = compat.is_mla(spec)  # every rank has the same: one copy is enough
             n_heads, head_dim = compat.spec_heads(spec)
             group.shard = Shard(
