@@ -403,7 +403,7 @@ def python_tests(report, name, requirements, *test_args):
 
 def part_python(report):
     python_tests(report, "python", "python/requirements.txt", "unittest", "-v", "test_client",
-                 "test_control", "test_docs")
+                 "test_control", "test_docs", "test_names")
 
 
 def part_control(report):

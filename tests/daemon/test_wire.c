@@ -182,6 +182,34 @@ START_TEST(ids_differ_with_the_descriptor)
 }
 END_TEST
 
+/* What is stored is found again under it by other releases. */
+START_TEST(golden_id)
+{
+    static const uint8_t wanted[KVT_NS_ID_BYTES] = {0xf9, 0xf6, 0x2a, 0x52, 0x60, 0x53, 0x25, 0x41,
+                                                    0x69, 0x8b, 0x38, 0x71, 0x1b, 0xa8, 0x4c, 0x09,
+                                                    0x35, 0xf8, 0xfe, 0x77, 0xba, 0xbb, 0xac, 0x12,
+                                                    0x08, 0x20, 0xb7, 0xa6, 0x0e, 0xd2, 0x50, 0xba};
+    const struct kvt_ns_desc d = {.model = "m",
+                                  .revision = "r",
+                                  .layout = "l",
+                                  .salt = "s",
+                                  .hash_algo = "h",
+                                  .dtype = "t",
+                                  .n_layers = 1,
+                                  .n_kv_heads = 2,
+                                  .head_dim = 3,
+                                  .tokens_per_chunk = 4,
+                                  .tp_size = 5,
+                                  .pp_size = 6,
+                                  .kv_group = 7,
+                                  .n_segments = 4,
+                                  .chunk_bytes = 4096};
+    uint8_t id[KVT_NS_ID_BYTES];
+    kvt_ns_id(&d, id);
+    ck_assert_mem_eq(id, wanted, sizeof(id));
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("wire");
@@ -194,6 +222,7 @@ int main(void)
     tcase_add_test(tcase, no_other_type);
     tcase_add_test(tcase, descriptors);
     tcase_add_test(tcase, ids_differ_with_the_descriptor);
+    tcase_add_test(tcase, golden_id);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
     srunner_set_tap(runner, "-");
