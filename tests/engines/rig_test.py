@@ -290,6 +290,34 @@ class FailuresTest(EngineCase):
         self.assertEqual(rig.leaks(), 0)
         self.assertEqual(rig.stats["failed_loads"], 1)
 
+    def test_another_connector_loads_in_a_step_and_fails(self):
+        """As under MultiConnector: nothing that stands on its garbage is stored."""
+        rig = self.rig()
+        rig.wrong_hits = True
+        connector, bad = rig.scheduler.connector, []
+        ask, commit = connector.get_num_new_matched_tokens, connector.update_state_after_alloc
+
+        def asked(request, local):
+            mine = ask(request, local)[0]
+            return (None, False) if mine is None else (0 if bad else 160, False)
+
+        def committed(request, blocks, n):
+            bad.extend(blocks.get_block_ids()[0][:n // 16])
+            commit(request, blocks, 0)
+
+        def failed():
+            taken, bad[:] = set(bad) - {-1}, [-1] if bad else []
+            return taken
+
+        connector.get_num_new_matched_tokens = asked
+        connector.update_state_after_alloc = committed
+        rig.worker.get_block_ids_with_load_errors = failed
+        rig.add(TOKENS, max_tokens=4)
+        rig.run()
+        self.assertEqual(rig.leaks(), 0)
+        self.assertEqual(rig.stats["stored_chunks"], 20)
+        self.cold()
+
     def test_policy_fail(self):
         self.cold()
         rig = self.rig(policy="fail")

@@ -518,6 +518,7 @@ class SGLang(TestCase):
                                 custom_weight_loaders={}, get_model=lambda: model,
                                 update_model_fields=None, recapture_cuda_graph=None,
                                 get_model_runner=None)
+        self.addCleanup(setattr, _Weights, "n_writes", 0)
         server, key = Server(self), RadixKey(tokens(256))
         self.assertEqual(server.backup(key, server.fill(256)), 256)
         for value in (1.0, 2.0):

@@ -251,6 +251,7 @@ class SchedulerHalf:
         state = self._requests.get(request.request_id)
         if state is None:
             state = self.on_new_request(request)
+        state.asked_local, state.load_tokens = local, 0
         if local and state.lora is not None and self._adapters.mixed(state.lora):
             state.no_save = True  # what it computes may stand on the KV of other weights
             return 0, False
@@ -281,7 +282,6 @@ class SchedulerHalf:
                     return None, False
                 self._late(state, now)
                 return 0, False
-        state.asked_local = local
         extra = min(state.hit_tokens, request.num_tokens) // self._align * self._align - local
         if extra <= 0 or extra < self._settings.min_load_tokens:
             return 0, False
@@ -347,8 +347,9 @@ class SchedulerHalf:
             state = self._requests.get(data.req_id)
             if state is not None:
                 state.blocks = [list(ids) for ids in data.block_ids]
-                self._computed(state, data.num_computed_tokens, data.req_id, scheduler_output,
-                               meta, ready)
+                if not self._others_load(state, data.num_computed_tokens):
+                    self._computed(state, data.num_computed_tokens, data.req_id,
+                                   scheduler_output, meta, ready)
         cached = scheduler_output.scheduled_cached_reqs
         resumed, scheduled = compat.resumed_ids(cached), scheduler_output.num_scheduled_tokens
         requests, all_computed = self._requests, cached.num_computed_tokens
@@ -358,6 +359,8 @@ class SchedulerHalf:
                 continue
             if req_id in resumed:
                 state.blocks = [list(ids) for ids in new] if new else None
+                if self._others_load(state, all_computed[i]):
+                    continue
             elif new and state.blocks is not None:
                 for known, ids in zip(state.blocks, new):
                     known.extend(ids)
@@ -365,6 +368,12 @@ class SchedulerHalf:
             if computed + scheduled.get(req_id, 0) >= state.save_at:  # mostly not: a token a step
                 self._computed(state, computed, req_id, scheduler_output, meta, ready)
         return meta
+
+    @staticmethod
+    def _others_load(state, computed):
+        """Whether a request starts with KV of another connector, which may load it in this step and
+        fail: what is computed on top of that is not known to be good before the next."""
+        return computed > state.asked_local + state.load_tokens
 
     def _computed(self, state, computed, req_id, scheduler_output, meta, ready):
         """Adds to meta the chunks that are complete when this step is over."""
