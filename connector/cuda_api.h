@@ -25,6 +25,8 @@ typedef unsigned long long kvt_cu_ptr; /* CUdeviceptr */
 
 enum {
     KVT_CU_OK = 0,
+    KVT_CU_INVALID_VALUE = 1,
+    KVT_CU_NOT_SUPPORTED = 801,
     KVT_CU_STREAM_NON_BLOCKING = 1,
     KVT_CU_EVENT_BLOCKING_SYNC = 1,
     KVT_CU_EVENT_DISABLE_TIMING = 2,

@@ -17,6 +17,7 @@ struct kvt_cuda_device {
     struct CUctx_st *context;
     struct CUmod_st *module;
     struct CUfunc_st *gather, *scatter; /* NULL: no kernels */
+    atomic_bool batch_refused;          /* the driver has the call, and does not take ours */
     _Atomic uint64_t n_engine_bytes, n_kernel_bytes, n_staged_bytes;
 };
 

@@ -32,6 +32,35 @@ static uint64_t host_reach(const struct kvt_lane *lane, const struct host_side *
 
 /* --- copy engines --------------------------------------------------------------------------- */
 
+static bool has_batch(const struct kvt_lane *lane)
+{
+    const struct kvt_cuda_api *api = &lane->device->api;
+    return (api->batch_v2 != NULL || api->batch != NULL) &&
+           !atomic_load_explicit(&lane->device->batch_refused, memory_order_relaxed);
+}
+
+static enum kvt_status single_queue(struct kvt_lane *lane, char *host, uint64_t page,
+                                    uint64_t bytes)
+{
+    const struct kvt_cuda_api *api = &lane->device->api;
+    unsigned result = lane->is_load ? api->copy_in(page, host, bytes, lane->stream)
+                                    : api->copy_out(host, page, bytes, lane->stream);
+    return lane_check(lane, result, "cannot queue a copy");
+}
+
+/* One call per piece from here on. What the driver took before it refused is copied twice. */
+static enum kvt_status batch_refused(struct kvt_lane *lane, size_t n)
+{
+    enum kvt_status status = KVT_OK;
+    atomic_store_explicit(&lane->device->batch_refused, true, memory_order_relaxed);
+    for (size_t i = 0; i < n && status == KVT_OK; i++) {
+        kvt_cu_ptr host = lane->is_load ? lane->srcs[i] : lane->dsts[i];
+        status = single_queue(lane, (char *)(uintptr_t)host, /* NOLINT: it was a pointer */
+                              lane->is_load ? lane->dsts[i] : lane->srcs[i], lane->sizes[i]);
+    }
+    return status;
+}
+
 static enum kvt_status batch_flush(struct kvt_lane *lane)
 {
     const struct kvt_cuda_api *api = &lane->device->api;
@@ -50,17 +79,15 @@ static enum kvt_status batch_flush(struct kvt_lane *lane)
     else
         result = api->batch(lane->dsts, lane->srcs, lane->sizes, n, &attributes, &first, 1,
                             &fail_index, lane->stream);
+    if (result == KVT_CU_NOT_SUPPORTED || result == KVT_CU_INVALID_VALUE)
+        return batch_refused(lane, n);
     return lane_check(lane, result, "cannot queue a batch of copies");
 }
 
 static enum kvt_status piece_queue(struct kvt_lane *lane, char *host, uint64_t page, uint64_t bytes)
 {
-    const struct kvt_cuda_api *api = &lane->device->api;
-    if (api->batch_v2 == NULL && api->batch == NULL) {
-        unsigned result = lane->is_load ? api->copy_in(page, host, bytes, lane->stream)
-                                        : api->copy_out(host, page, bytes, lane->stream);
-        return lane_check(lane, result, "cannot queue a copy");
-    }
+    if (!has_batch(lane))
+        return single_queue(lane, host, page, bytes);
     lane->dsts[lane->n_batch] = lane->is_load ? page : (uintptr_t)host;
     lane->srcs[lane->n_batch] = lane->is_load ? (uintptr_t)host : page;
     lane->sizes[lane->n_batch] = bytes;
@@ -109,13 +136,13 @@ static enum kvt_status rows_copy(struct kvt_lane *lane, const struct host_side *
 static enum kvt_status pieces_copy(struct kvt_lane *lane, const struct host_side *host)
 {
     const struct kvt_plan *plan = &lane->plan;
-    bool has_batch = lane->device->api.batch_v2 != NULL || lane->device->api.batch != NULL;
+    bool by_row = !has_batch(lane);
     enum kvt_status status = KVT_OK;
 
     for (uint32_t i = 0; i < plan->n && status == KVT_OK;) {
         const struct kvt_piece *piece = &plan->pieces[i];
         struct kvt_rows rows = {.n_rows = 1};
-        if (!has_batch)
+        if (by_row)
             rows = kvt_plan_rows(plan, i, lane->device->pitch_max);
         uint64_t span = (rows.n_rows - 1) * rows.chunk_pitch + piece->bytes;
         if (rows.n_rows > 1 && host_reach(lane, host, piece->offset) >= span) {
@@ -126,7 +153,7 @@ static enum kvt_status pieces_copy(struct kvt_lane *lane, const struct host_side
             i++;
         }
     }
-    if (status == KVT_OK && has_batch)
+    if (status == KVT_OK)
         status = batch_flush(lane);
     lane->n_batch = 0;
     atomic_fetch_add_explicit(&lane->device->n_engine_bytes, plan->bytes, memory_order_relaxed);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * FAKE_BATCH: which batch call there is. 0: none (before CUDA 12.8), 1: that of 12.8, 2: of 13.0.
+ * FAKE_BATCH: which batch call there is. 0: none (before CUDA 12.8), 1: that of 12.8, 2: of 13.0,
+ * 3: the same, but it is refused.
  */
 #include "fake_cuda.h"
 
@@ -21,7 +22,6 @@
 
 enum {
     NO_MEMORY = 2,
-    INVALID_VALUE = 1,
     NO_CONTEXT = 201,
     BAD_DEVICE = 101,
     ALREADY_REGISTERED = 712,
@@ -223,7 +223,7 @@ static void task_push_locked(struct CUstream_st *stream, struct task task)
 CALL cuInit(unsigned flags);
 CALL cuInit(unsigned flags)
 {
-    return flags == 0 ? KVT_CU_OK : INVALID_VALUE;
+    return flags == 0 ? KVT_CU_OK : KVT_CU_INVALID_VALUE;
 }
 
 CALL cuGetErrorName(unsigned result, const char **name_p);
@@ -469,7 +469,7 @@ CALL cuMemFree_v2(kvt_cu_ptr ptr)
         census.n_allocations--;
     }
     pthread_mutex_unlock(&lock);
-    return known ? KVT_CU_OK : INVALID_VALUE;
+    return known ? KVT_CU_OK : KVT_CU_INVALID_VALUE;
 }
 
 CALL cuMemHostAlloc(void **ptr_p, size_t bytes, unsigned flags);
@@ -496,7 +496,7 @@ CALL cuMemFreeHost(void *ptr)
     pthread_mutex_unlock(&lock);
     if (known)
         free(ptr);
-    return known ? KVT_CU_OK : INVALID_VALUE;
+    return known ? KVT_CU_OK : KVT_CU_INVALID_VALUE;
 }
 
 CALL cuMemHostRegister_v2(void *ptr, size_t bytes, unsigned flags);
@@ -544,7 +544,7 @@ CALL cuPointerGetAttribute(void *value_p, unsigned attribute, kvt_cu_ptr ptr)
     unsigned result = call_begin_locked("cuPointerGetAttribute");
     struct range *r = range_find_locked((uintptr_t)ptr, 1);
     if (result == KVT_CU_OK && r == NULL)
-        result = INVALID_VALUE;
+        result = KVT_CU_INVALID_VALUE;
     if (result == KVT_CU_OK && attribute == KVT_CU_POINTER_MEMORY_TYPE)
         *(unsigned *)value_p = r->kind == RANGE_DEVICE ? KVT_CU_MEMORY_DEVICE : KVT_CU_MEMORY_HOST;
     else if (result == KVT_CU_OK && attribute == KVT_CU_POINTER_DEVICE)
@@ -564,7 +564,7 @@ static unsigned copy_push_locked(struct CUstream_st *stream, uintptr_t dst, uint
     struct range *to = range_find_locked(dst, bytes), *from = range_find_locked(src, bytes);
     if (stream == NULL || to == NULL || from == NULL || bytes == 0 ||
         (to->kind == RANGE_DEVICE) != to_device || (from->kind == RANGE_DEVICE) == to_device)
-        return INVALID_VALUE;
+        return KVT_CU_INVALID_VALUE;
     task_push_locked(
         stream,
         (struct task){.type = TASK_COPY, .dst = dst, .src = src, .bytes = bytes, .rows = 1});
@@ -611,7 +611,7 @@ CALL cuMemcpy2DAsync_v2(const struct kvt_cu_copy_2d *copy, struct CUstream_st *s
         (to == NULL || from == NULL || (to->kind == RANGE_DEVICE) != to_device ||
          (from->kind == RANGE_DEVICE) == to_device || copy->dst_pitch < copy->width ||
          copy->src_pitch < copy->width || copy->dst_pitch > 1 << 20 || copy->src_pitch > 1 << 20))
-        result = INVALID_VALUE;
+        result = KVT_CU_INVALID_VALUE;
     if (result == KVT_CU_OK)
         task_push_locked(stream, (struct task){.type = TASK_COPY,
                                                .dst = dst,
@@ -632,9 +632,11 @@ static unsigned batch_push(const char *symbol, const kvt_cu_ptr *dsts, const kvt
 {
     pthread_mutex_lock(&lock);
     unsigned result = call_begin_locked(symbol);
+    if (result == KVT_CU_OK && FAKE_BATCH == 3)
+        result = KVT_CU_NOT_SUPPORTED;
     if (result == KVT_CU_OK &&
         (n == 0 || n_attributes != 1 || *first != 0 || a->order != KVT_CU_COPY_ORDER_STREAM))
-        result = INVALID_VALUE;
+        result = KVT_CU_INVALID_VALUE;
     for (size_t i = 0; i < n && result == KVT_CU_OK; i++) {
         struct range *to = range_find_locked((uintptr_t)dsts[i], sizes[i]);
         result = copy_push_locked(stream, (uintptr_t)dsts[i], (uintptr_t)srcs[i], sizes[i],
@@ -657,7 +659,7 @@ CALL cuMemcpyBatchAsync(kvt_cu_ptr *dsts, kvt_cu_ptr *srcs, size_t *sizes, size_
     *fail_index_p = SIZE_MAX;
     return batch_push("cuMemcpyBatchAsync", dsts, srcs, sizes, n, a, first, n_attributes, stream);
 }
-#elif FAKE_BATCH == 2
+#elif FAKE_BATCH >= 2
 CALL cuMemcpyBatchAsync_v2(kvt_cu_ptr *dsts, kvt_cu_ptr *srcs, size_t *sizes, size_t n,
                            struct kvt_cu_copy_attributes *a, size_t *first, size_t n_attributes,
                            struct CUstream_st *stream);
@@ -724,7 +726,7 @@ CALL cuLaunchKernel(struct CUfunc_st *function, unsigned grid_x, unsigned grid_y
         (grid_x == 0 || grid_x > KVT_GATHER_BLOCKS || block_x != KVT_GATHER_THREADS ||
          stage == NULL || stage->kind != RANGE_DEVICE || table == NULL ||
          table->kind == RANGE_DEVICE || n == 0))
-        result = INVALID_VALUE;
+        result = KVT_CU_INVALID_VALUE;
     if (result == KVT_CU_OK)
         task_push_locked(stream, (struct task){.type = gather ? TASK_GATHER : TASK_SCATTER,
                                                .dst = chunk,
