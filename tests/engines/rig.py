@@ -15,8 +15,8 @@ os.environ.setdefault("PYTHONHASHSEED", "0")  # 0.28 draws its hash root at rand
 
 import torch
 from vllm import SamplingParams
-from vllm.config import (CacheConfig, DeviceConfig, KVTransferConfig, ModelConfig,
-                         SchedulerConfig, VllmConfig)
+from vllm.config import (CacheConfig, DeviceConfig, KVEventsConfig, KVTransferConfig,
+                         ModelConfig, SchedulerConfig, VllmConfig)
 from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.utils.hashing import get_hash_fn_by_name
@@ -66,7 +66,7 @@ class Rig:
     def __init__(self, model, socket, layout=LAYOUTS[0], block=16, blocks=64, layers=4, budget=256,
                  seqs=8, max_len=1000, window=0, extra=None, hash_algo="sha256", policy="recompute",
                  connector="KVTierConnector", module="kvtier.vllm", caching=True, mla=False,
-                 gpu=None, load=lambda config: None):
+                 gpu=None, load=lambda config: None, events=False):
         """load: what loading the model does to the worker's configuration."""
         self.layout, self.block = layout, block
         cache = CacheConfig(block_size=block, gpu_memory_utilization=0.3,
@@ -88,6 +88,7 @@ class Rig:
                 max_num_seqs=seqs, max_num_batched_tokens=budget, max_model_len=max_len,
                 enable_chunked_prefill=True, is_encoder_decoder=False, async_scheduling=False),
             cache_config=cache, device_config=DeviceConfig("cpu"),
+            kv_events_config=KVEventsConfig(enable_kv_cache_events=events, publisher="null"),
             kv_transfer_config=KVTransferConfig(**transfer) if connector else None)
         shape = {"block_size": block, "num_kv_heads": HEADS, "head_size": HEAD_SIZE,
                  "dtype": torch.float32}

@@ -336,6 +336,37 @@ class FailuresTest(EngineCase):
         self.assertEqual(rig.leaks(), 0)
 
 
+class EventsTest(EngineCase):
+    def stored(self, rig, tokens):
+        """What routers are told of the tier while tokens are computed."""
+        batches = []
+        rig.scheduler.kv_event_publisher.publish = batches.append
+        rid = rig.add(tokens, max_tokens=1)
+        request = rig.requests[rid]
+        rig.run()
+        return request, [event for batch in batches for event in batch.events
+                         if getattr(event, "medium", None) == "KVTIER"]
+
+    def test_what_is_held_is_told(self):
+        rig = self.rig(events=True, budget=128, extra={"chunk_tokens": 32})
+        request, events = self.stored(rig, TOKENS)
+        hashes = [compat.event_hash(h) for h in request.block_hashes]
+        self.assertEqual([h for event in events for h in event.block_hashes], hashes)
+        before = None
+        for event in events:
+            self.assertEqual((event.parent_block_hash, event.block_size, event.group_idx),
+                             (before, 16, 0))
+            before = event.block_hashes[-1]
+        rig.scheduler.kv_cache_manager.reset_prefix_cache()
+        self.assertEqual(self.stored(rig, TOKENS)[1], [])  # loaded: told already
+        self.agent.kill()
+        self.assertEqual(self.stored(rig, family(1, 160))[1], [])  # nobody holds it
+
+    def test_nobody_asks(self):
+        rig = self.rig()
+        self.assertEqual(self.stored(rig, TOKENS)[1], [])
+
+
 class IsolationTest(EngineCase):
     def test_salts_do_not_meet(self):
         rig = self.rig(caching=True)
