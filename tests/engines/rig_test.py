@@ -513,6 +513,22 @@ class IsolationTest(EngineCase):
             with self.assertLogs(compat.log, "WARNING"):
                 compat.check_hashes("sha256", Settings())
 
+    def test_ranks_share_nothing_but_the_one_copy_of_mla(self):
+        def run(tokens, tp=(0, 2), pp=(0, 1), mla=False):
+            """@return tokens loaded and chunks stored by a worker of this rank."""
+            with mock.patch.object(compat, "ranks", lambda config: (*tp, *pp)):
+                rig = self.cold(tokens, mla=mla)
+            return rig.stats.get("loaded_tokens", 0), rig.stats.get("stored_chunks", 0)
+
+        for rank in ({"tp": (0, 2)}, {"tp": (1, 2)}, {"pp": (0, 2)}, {"pp": (1, 2)}):
+            self.assertEqual(run(TOKENS, **rank), (0, 20), rank)
+            self.assertEqual(run(TOKENS, **rank), (320, 0), rank)
+        self.assertEqual(run(family(1, 320), (1, 2), mla=True), (0, 0))  # rank 0 stores it
+        self.assertEqual(run(family(1, 320), (0, 2), mla=True), (0, 20))
+        for tp in ((1, 2), (0, 1), (7, 8)):
+            self.assertEqual(run(family(1, 320), tp, mla=True), (320, 0))
+        self.assertEqual(run(family(1, 320), pp=(1, 2), mla=True), (0, 20))
+
     def test_images_that_are_numbered_are_refused(self):
         for caching, cache_gb, refused in ((False, 0, True), (True, 0, False), (False, 4, False)):
             config = self.rig(caching=caching).config
