@@ -459,7 +459,8 @@ class SGLang(TestCase):
 
         def found():
             args = types.SimpleNamespace(
-                model_path=folder, revision=None, dtype="auto", quantization=None, lora_paths=[
+                model_path=folder, revision=None, dtype="auto", quantization=None,
+                quantization_param_path=folder + "/scales.json", lora_paths=[
                     types.SimpleNamespace(lora_name="a", lora_path=folder + "/adapter")])
             with mock.patch("sglang.srt.runtime_context.get_server_args", lambda: args):
                 server = Server(self, kvtier_revision="")
@@ -468,8 +469,9 @@ class SGLang(TestCase):
                 server.backup(RadixKey(tokens(256)), server.fill(256))
             return n
 
+        written("scales.json", "{}")
         self.assertEqual((found(), found()), (0, 256))
-        for name in ("config.json", "model.safetensors", "adapter/adapter_model.safetensors",
+        for name in ("config.json", "model.safetensors", "scales.json", "adapter/adapter_model.safetensors",
                      "adapter/adapter_config.json"):
             written(name, '{"rope_theta": 1}')
             self.assertEqual((found(), found()), (0, 256), name)

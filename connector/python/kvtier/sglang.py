@@ -35,7 +35,7 @@ from sglang.srt.mem_cache.hicache_storage import HiCacheStorage
 from sglang.srt.observability.metrics_collector import StorageMetrics
 
 from . import BATCH_MAX, KEY_BYTES, Client, Layouts, Namespace, Op, Status
-from .identity import adapter_digest, local_folder, model_revision, short
+from .identity import adapter_digest, file_digest, local_folder, model_revision, short
 
 log = logging.getLogger("kvtier.sglang")
 
@@ -119,9 +119,12 @@ def _revision() -> str:
     """Of this server's weights, and of what else changes the KV that they make."""
     from sglang.srt.runtime_context import get_server_args
     args = get_server_args()
-    names = ("dtype", "quantization", "kv_cache_dtype", "load_format", "json_model_override_args",
-             "attention_backend", "prefill_attention_backend", "model_impl")
+    names = ("dtype", "quantization", "modelopt_quant", "rl_quant_profile", "kv_cache_dtype",
+             "load_format", "json_model_override_args", "attention_backend",
+             "prefill_attention_backend", "model_impl")
     facts: dict[str, Any] = {name: str(getattr(args, name, None)) for name in names}
+    scales = getattr(args, "quantization_param_path", None)  # of KV in 8 bits
+    facts["scales"] = file_digest(scales).hex() if scales else ""
     # SGLang's keys know an adapter of its arguments by name and path, whatever is in its files
     # today. One that is loaded later gets a random number, and its pages are found by nobody else.
     facts["lora"] = {
