@@ -570,13 +570,17 @@ class IsolationTest(EngineCase):
         self.assertEqual(self.identities(rope("longrope"), 1000, 4096, 5000, 100000), 2)
         self.assertEqual(self.identities(llama4, 1000, 4096, 5000, 100000), 2)
 
-    def test_a_branch_that_moved_and_other_image_settings(self):
+    def test_a_branch_that_moved_and_other_settings(self):
+        def quantization(model, value):
+            model.quantization_config = value
+
         def branch(model, value):
             model.revision, model.hf_config._commit_hash = "main", value
 
         def images(model, value):
             model.multimodal_config = types.SimpleNamespace(mm_processor_kwargs=value)
 
+        self.assertEqual(self.identities(quantization, None, {"a": 1}, {"a": 2}), 3)
         self.assertEqual(self.identities(branch, "one", "two"), 2)
         self.assertEqual(self.identities(images, None, {"max_pixels": 1}, {"max_pixels": 2}), 3)
 

@@ -271,7 +271,8 @@ def model_identity(vllm_config):
     speculative = vllm_config.speculative_config
     inputs = getattr(model, "multimodal_config", None)
     settings = {
-        "quantization": str(model.quantization), "dtype": str(model.dtype),
+        "quantization": [str(model.quantization), str(getattr(model, "quantization_config", None))],
+        "dtype": str(model.dtype),
         "cache_dtype": str(vllm_config.cache_config.cache_dtype),
         "draft": str(getattr(speculative, "model", None)) if speculative else "",
         "method": str(getattr(speculative, "method", None)) if speculative else "",
