@@ -2,7 +2,7 @@
 """Tests with vLLM itself: makes their environment, runs them, prints what they counted.
 
 Usage: run.py KVTIERD [--dir FOLDER] [--versions 0.32.0,0.28.0] [--long]
-           [--only rig|tier|llm[:CLASS[.TEST]]]
+           [--only rig|isolation|tier|llm[:CLASS[.TEST]]]
 
 Without --long: what the gate runs. With it: every engine run, and a thousand random schedules per
 version; about an hour. The last line is `N passed, N failed, N skipped`.
@@ -76,7 +76,7 @@ def main():
     parser.add_argument("--dir", default=FOLDER)
     parser.add_argument("--versions", default=",".join(VERSIONS))
     parser.add_argument("--long", action="store_true")
-    parser.add_argument("--only", help="rig, tier or llm, or llm:CLASS[.TEST]")
+    parser.add_argument("--only", help="rig, isolation, tier or llm, or llm:CLASS[.TEST]")
     args = parser.parse_args()
     args.versions = args.versions.split(",")
     args.kvtierd = os.path.abspath(args.kvtierd)
@@ -92,7 +92,7 @@ def main():
         sys.exit(int(not optional))
     totals = [0, 0, 0]
     for version in args.versions:
-        for name in ("rig", "tier", "llm"):
+        for name in ("rig", "isolation", "tier", "llm"):
             if args.only and name != args.only.split(":")[0]:
                 continue
             totals = [a + b for a, b in zip(totals, run_file(env, version, name, args))]
