@@ -113,6 +113,51 @@ void kvt_core_host_slab(struct kvt_core *core, uint32_t slab, uint64_t arena_off
 /* --- namespaces --------------------------------------------------------------------------------
  */
 
+/* No slab has it, and nothing waits for one. */
+static bool class_is_idle(const struct kvt_core *core, unsigned c)
+{
+    return core->pool[HOST].n_of_class[c] == 0 && core->pool[NVME].n_of_class[c] == 0 &&
+           core->reserves.of_class[c].head == NONE && core->loads.of_class[c].head == NONE;
+}
+
+/* The class of a shape, made or taken from another shape if need be; KVT_CLASSES_MAX: none is left.
+ */
+static unsigned class_take(struct kvt_core *core, uint64_t slot_bytes, uint32_t n_segments)
+{
+    unsigned c = 0;
+    while (c < core->n_classes &&
+           (core->class_bytes[c] != slot_bytes || core->class_segments[c] != n_segments))
+        c++;
+    if (c < core->n_classes)
+        return c;
+    if (c == KVT_CLASSES_MAX) {
+        for (c = 0; c < KVT_CLASSES_MAX && !class_is_idle(core, c);)
+            c++;
+        if (c == KVT_CLASSES_MAX)
+            return c;
+        for (uint32_t i = 0; i < core->n_ns; i++)
+            core->ns[i].has_class = core->ns[i].has_class && core->ns[i].size_class != c;
+    } else {
+        core->n_classes++;
+    }
+    core->class_bytes[c] = slot_bytes;
+    core->class_segments[c] = n_segments;
+    return c;
+}
+
+bool core_ns_class(struct kvt_core *core, uint32_t n)
+{
+    struct ns *ns = &core->ns[n];
+    if (ns->has_class)
+        return true;
+    unsigned c = class_take(core, ns->slot_bytes, ns->desc.n_segments);
+    if (c == KVT_CLASSES_MAX)
+        return false;
+    ns->size_class = (uint8_t)c;
+    ns->has_class = true;
+    return true;
+}
+
 /* Where the table has the namespace of an id, or an empty place for it. */
 static uint32_t *ns_place(const struct kvt_core *core, const uint8_t id[KVT_NS_ID_BYTES])
 {
@@ -129,40 +174,38 @@ uint32_t core_ns_find(const struct kvt_core *core, const uint8_t id[KVT_NS_ID_BY
     return *ns_place(core, id) - 1; /* 0 - 1 is NONE */
 }
 
-bool core_ns_add(struct kvt_core *core, uint32_t n, const struct kvt_ns_desc *desc,
-                 const uint8_t id[KVT_NS_ID_BYTES], struct kvt_error *err)
+static enum kvt_status shapes_refuse(struct kvt_error *err)
 {
-    uint64_t slot_bytes = kvt_align_up(desc->chunk_bytes, KVT_PAGE_BYTES);
+    return kvt_error_set(err, KVT_ERR_NOSPACE,
+                         "namespace: chunks of %d shapes (size, checksummed pieces) are held, more "
+                         "cannot be; clear namespaces no longer used, or use another agent",
+                         KVT_CLASSES_MAX);
+}
+
+/* Whether a chunk fits into the slabs. */
+static bool ns_fits(const struct kvt_core *core, const struct kvt_ns_desc *desc,
+                    struct kvt_error *err)
+{
     uint64_t room = core->config.host_slab_bytes;
     if (core->config.n_nvme_slabs > 0)
         room = KVT_MIN(room, core->config.nvme_slab_bytes - KVT_SLOT_HEADER_BYTES);
-    if (slot_bytes > room) {
-        kvt_error_set(err, KVT_ERR_INVAL,
-                      "namespace: chunk_bytes %llu does not fit a slab of %llu; raise "
-                      "host.slab_bytes and nvme.slab_bytes",
-                      (unsigned long long)desc->chunk_bytes, (unsigned long long)room);
+    if (kvt_align_up(desc->chunk_bytes, KVT_PAGE_BYTES) <= room)
+        return true;
+    kvt_error_set(err, KVT_ERR_INVAL,
+                  "namespace: chunk_bytes %llu does not fit a slab of %llu; raise "
+                  "host.slab_bytes and nvme.slab_bytes",
+                  (unsigned long long)desc->chunk_bytes, (unsigned long long)room);
+    return false;
+}
+
+bool core_ns_add(struct kvt_core *core, uint32_t n, const struct kvt_ns_desc *desc,
+                 const uint8_t id[KVT_NS_ID_BYTES])
+{
+    if (!ns_fits(core, desc, NULL))
         return false;
-    }
-    unsigned c = 0;
-    while (c < core->n_classes &&
-           (core->class_bytes[c] != slot_bytes || core->class_segments[c] != desc->n_segments))
-        c++;
-    if (c == KVT_CLASSES_MAX) {
-        kvt_error_set(err, KVT_ERR_NOSPACE,
-                      "namespace: more than %d different chunk shapes; restart the agent "
-                      "without the shapes no longer used, or use another agent",
-                      KVT_CLASSES_MAX);
-        return false;
-    }
-    if (c == core->n_classes) {
-        core->class_bytes[c] = slot_bytes;
-        core->class_segments[c] = desc->n_segments;
-        core->n_classes++;
-    }
     struct ns *ns = &core->ns[n];
     ns->desc = *desc;
-    ns->slot_bytes = slot_bytes;
-    ns->size_class = (uint8_t)c;
+    ns->slot_bytes = kvt_align_up(desc->chunk_bytes, KVT_PAGE_BYTES);
     ns->used = true;
     memcpy(ns->id, id, sizeof(ns->id));
     *ns_place(core, id) = n + 1;
@@ -170,32 +213,43 @@ bool core_ns_add(struct kvt_core *core, uint32_t n, const struct kvt_ns_desc *de
     return true;
 }
 
+/* A namespace that nobody has named before. */
+static enum kvt_status ns_make(struct kvt_core *core, const struct kvt_ns_desc *desc,
+                               const uint8_t id[KVT_NS_ID_BYTES], uint32_t *ns_p,
+                               struct kvt_error *err)
+{
+    while (core->ns_free < core->n_ns && core->ns[core->ns_free].used)
+        core->ns_free++;
+    uint32_t n = core->ns_free;
+    if (!ns_fits(core, desc, err))
+        return KVT_ERR_INVAL;
+    if (n == NS_MAX)
+        return kvt_error_set(err, KVT_ERR_NOSPACE, "namespace: all %u are in use", NS_MAX);
+    if (class_take(core, kvt_align_up(desc->chunk_bytes, KVT_PAGE_BYTES), desc->n_segments) ==
+        KVT_CLASSES_MAX)
+        return shapes_refuse(err);
+    bool added = core_ns_add(core, n, desc, id);
+    KVT_ASSERT(added); /* it fits */
+    core_meta_ns(core, n);
+    *ns_p = n;
+    return KVT_OK;
+}
+
 enum kvt_status kvt_core_ns_open(struct kvt_core *core, const struct kvt_ns_desc *desc,
                                  uint32_t *ns_p, uint64_t *slot_bytes_p, struct kvt_error *err)
 {
+    uint8_t id[KVT_NS_ID_BYTES];
     enum kvt_status status = kvt_ns_desc_check(desc, err);
     if (status != KVT_OK)
         return status;
-    uint8_t id[KVT_NS_ID_BYTES];
     kvt_ns_id(desc, id);
     uint32_t n = core_ns_find(core, id);
-    if (n != NONE) {
-        *ns_p = n;
-        *slot_bytes_p = core->ns[n].slot_bytes;
-        return KVT_OK;
-    }
-    while (core->ns_free < core->n_ns && core->ns[core->ns_free].used)
-        core->ns_free++;
-    n = core->ns_free;
-    if (n == NS_MAX)
-        return kvt_error_set(err, KVT_ERR_NOSPACE, "namespace: all %u are in use", NS_MAX);
-    struct kvt_error local;
-    if (!core_ns_add(core, n, desc, id, &local)) {
-        if (err != NULL)
-            *err = local;
-        return local.status;
-    }
-    core_meta_ns(core, n);
+    if (n == NONE)
+        status = ns_make(core, desc, id, &n, err);
+    if (status == KVT_OK && !core_ns_class(core, n))
+        status = shapes_refuse(err);
+    if (status != KVT_OK)
+        return status;
     *ns_p = n;
     *slot_bytes_p = core->ns[n].slot_bytes;
     return KVT_OK;

@@ -135,7 +135,8 @@ struct ns {
     struct kvt_ns_desc desc;
     uint8_t id[KVT_NS_ID_BYTES];
     uint64_t slot_bytes;
-    uint8_t size_class;
+    uint8_t size_class; /* if it has one: see core_ns_class() */
+    bool has_class;
     bool used;
     bool meta_busy, meta_failed; /* its descriptor's way to the metadata */
     uint32_t n_chunks;           /* held in any tier */
@@ -312,7 +313,7 @@ struct kvt_core {
     uint32_t *ns_table; /* by id: the number + 1; 0: empty */
     uint64_t class_bytes[KVT_CLASSES_MAX];
     unsigned n_classes;
-    uint32_t class_segments[KVT_CLASSES_MAX]; /* most segments that its namespaces have */
+    uint32_t class_segments[KVT_CLASSES_MAX];
 
     struct slab_pool pool[N_TIERS];
     uint64_t tick;
@@ -358,10 +359,14 @@ struct kvt_core {
 #define STAT(core, name) ((core)->stats[KVT_STAT_##name])
 
 /* core.c */
-/* Fill ns number n, of an id that is not there yet. False: its chunks do not fit (err). */
+/* Fill ns number n, of an id that is not there yet. It has no class by that. False: its chunks do
+ * not fit. */
 bool core_ns_add(struct kvt_core *core, uint32_t n, const struct kvt_ns_desc *desc,
-                 const uint8_t id[KVT_NS_ID_BYTES], struct kvt_error *err);
+                 const uint8_t id[KVT_NS_ID_BYTES]);
 uint32_t core_ns_find(const struct kvt_core *core, const uint8_t id[KVT_NS_ID_BYTES]); /* or NONE */
+/* See that ns number n has a class. One whose chunks are all gone may lose it to another shape.
+ * False: every class has slabs. */
+bool core_ns_class(struct kvt_core *core, uint32_t n);
 
 /* core_index.c */
 bool core_index_init(struct kvt_core *core);

@@ -330,6 +330,10 @@ enum kvt_status kvt_core_reserve(struct kvt_core *core, uint32_t s, uint64_t id,
     if (core->draining)
         return KVT_ERR_AGAIN;
     unsigned first = flags & KVT_STORE_PARENT ? 1 : 0;
+    if (!core_ns_class(core, ns)) {
+        STAT(core, STORE_REFUSED_CHUNKS) += n - first;
+        return KVT_ERR_NOSPACE;
+    }
     enum kvt_status status =
         op_new(core, OP_RESERVE, s, id, ns, n - first, flags, deadline_ns, now_ns, &o);
     if (status != KVT_OK)

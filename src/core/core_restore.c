@@ -28,16 +28,26 @@ void kvt_core_restore_ns(struct kvt_core *core, uint32_t n, const struct kvt_ns_
     uint8_t id[KVT_NS_ID_BYTES];
     kvt_ns_id(desc, id);
     if (n >= NS_MAX || core->ns[n].used || kvt_ns_desc_check(desc, NULL) != KVT_OK ||
-        core_ns_find(core, id) != NONE || !core_ns_add(core, n, desc, id, NULL))
+        core_ns_find(core, id) != NONE || !core_ns_add(core, n, desc, id))
         core->restore_bad++;
+}
+
+/* A class of that slot size; n_classes: no namespace has it. */
+static unsigned class_of_size(struct kvt_core *core, uint64_t slot_bytes)
+{
+    unsigned c = 0;
+    while (c < core->n_classes && core->class_bytes[c] != slot_bytes)
+        c++;
+    for (uint32_t n = 0; c == core->n_classes && n < core->n_ns; n++)
+        if (core->ns[n].used && core->ns[n].slot_bytes == slot_bytes && core_ns_class(core, n))
+            return core->ns[n].size_class;
+    return c;
 }
 
 void kvt_core_restore_slab(struct kvt_core *core, uint32_t s, uint64_t slot_bytes)
 {
     struct slab_pool *pool = &core->pool[NVME];
-    unsigned c = 0;
-    while (c < core->n_classes && core->class_bytes[c] != slot_bytes)
-        c++;
+    unsigned c = class_of_size(core, slot_bytes);
     if (s >= pool->n_slabs || pool->slabs[s].owner != NULL || c == core->n_classes ||
         !core_slab_assign(core, pool, s, c))
         core->restore_bad++;
@@ -100,7 +110,8 @@ static void restore_record(struct kvt_core *core, const struct kvt_meta_record *
     if (record->ns >= core->n_ns || !core->ns[record->ns].used || s >= pool->n_slabs ||
         pool->slabs[s].owner == NULL || i >= pool->slabs[s].n_slots ||
         !(pool->slabs[s].owner[i] & OWNER_FREE) ||
-        core->class_bytes[pool->slabs[s].size_class] != core->ns[record->ns].slot_bytes) {
+        core->class_bytes[pool->slabs[s].size_class] != core->ns[record->ns].slot_bytes ||
+        !core_ns_class(core, record->ns)) {
         core->restore_bad++;
         slot_distrust(core, record->slot);
         return;

@@ -141,6 +141,68 @@ START_TEST(namespace_that_fits_no_slab_is_refused)
 }
 END_TEST
 
+/* Of 20 shapes: sizes of 1 to 5 pages, in 1, 2, 4 or 8 pieces. */
+static enum kvt_status shape_open(unsigned number, uint32_t *ns_p)
+{
+    struct kvt_ns_desc desc =
+        fixture_desc("shapes", 4096 * (1 + number / 4), UINT32_C(1) << number % 4);
+    uint64_t slot_bytes;
+    return kvt_core_ns_open(f.core, &desc, ns_p, &slot_bytes, NULL);
+}
+
+static void shapes_begin(void)
+{
+    struct kvt_core_config config = fixture_config();
+    config.n_host_slabs = 20;
+    config.host_slab_bytes = config.nvme_slab_bytes = 8 * KVT_PAGE_BYTES;
+    config.n_nvme_slabs = 8;
+    fixture_fini(&f);
+    fixture_init(&f, &config);
+    s = fixture_session(&f);
+}
+
+START_TEST(shapes_that_hold_nothing_make_way)
+{
+    uint32_t all[20];
+    shapes_begin();
+    for (unsigned i = 0; i < 20; i++)
+        ck_assert_int_eq(shape_open(i, &all[i]), KVT_OK);
+    fixture_settle(&f);
+    for (unsigned i = 0; i < 16; i++) { /* who lost its place to another takes it back */
+        fixture_store(&f, s, all[i], 1 + i, i, 1, 0);
+        ck_assert_uint_eq(fixture_held(&f, s, all[i], i, 1), 1);
+    }
+    /* All places hold something now: said when a namespace is opened, and to who has one open. */
+    uint32_t ns_late;
+    struct kvt_key key = fixture_key(90);
+    ck_assert_int_eq(shape_open(19, &ns_late), KVT_ERR_NOSPACE);
+    ck_assert_int_eq(kvt_core_reserve(f.core, s, 50, all[19], &key, 1, 0, 0, f.now_ns),
+                     KVT_ERR_NOSPACE);
+    ck_assert_uint_eq(fixture_stat(&f, KVT_STAT_STORE_REFUSED_CHUNKS), 1);
+    ck_assert_uint_eq(fixture_held(&f, s, all[15], 15, 1), 1);
+}
+END_TEST
+
+START_TEST(more_shapes_than_places_are_restored)
+{
+    uint32_t all[20], again;
+    shapes_begin();
+    for (unsigned i = 0; i < 20; i++)
+        ck_assert_int_eq(shape_open(i, &all[i]), KVT_OK);
+    fixture_settle(&f);
+    for (unsigned i = 15; i < 20; i++)
+        fixture_store(&f, s, all[i], 1 + i, i, 1, KVT_STORE_DURABLE);
+    fixture_settle(&f);
+    ck_assert_uint_eq(fixture_restart(&f), 0);
+    s = fixture_session(&f);
+    for (unsigned i = 15; i < 20; i++) {
+        ck_assert_int_eq(shape_open(i, &again), KVT_OK);
+        ck_assert_uint_eq(again, all[i]);
+        ck_assert_uint_eq(fixture_held(&f, s, again, i, 1), 1);
+    }
+}
+END_TEST
+
 START_TEST(namespaces_do_not_mix)
 {
     uint32_t other = fixture_ns(&f, "b", 4096, 2);
@@ -590,6 +652,8 @@ int main(void)
     tcase_add_test(tcase, namespace_is_found_again);
     tcase_add_test(tcase, many_namespaces_are_found_at_once);
     tcase_add_test(tcase, namespace_that_fits_no_slab_is_refused);
+    tcase_add_test(tcase, shapes_that_hold_nothing_make_way);
+    tcase_add_test(tcase, more_shapes_than_places_are_restored);
     tcase_add_test(tcase, namespaces_do_not_mix);
     tcase_add_test(tcase, lookup_finds_the_prefix);
     tcase_add_test(tcase, lookup_refuses_bad_arguments);

@@ -116,7 +116,8 @@ enum kvt_status kvt_core_session_open(struct kvt_core *core, uint32_t *session_p
 /** The client is gone and cannot write any more: its ops, reservations and leases end here. */
 void kvt_core_session_close(struct kvt_core *core, uint32_t session, uint64_t now_ns);
 
-/** Find or make the namespace. @return OK, ERR_INVAL (err), ERR_NOSPACE (too many, err). */
+/** Find or make the namespace. @return OK, ERR_INVAL (err), ERR_NOSPACE (too many, err), of
+ * namespaces or of shapes of chunks that are held. */
 enum kvt_status kvt_core_ns_open(struct kvt_core *core, const struct kvt_ns_desc *desc,
                                  uint32_t *ns_p, uint64_t *slot_bytes_p,
                                  struct kvt_error *err) KVT_MUST_CHECK;
@@ -137,8 +138,8 @@ enum kvt_status kvt_core_release(struct kvt_core *core, uint32_t session, uint64
 /*
  * Ops. A call that returns other than KVT_OK has no effect and no answer comes. keys[0] is the
  * parent of the first item with KVT_STORE_PARENT or KVT_LOAD_PARENT (then n counts it too).
- * ERR_AGAIN: too many ops open, or a store while draining. ERR_INVAL: bad argument, or the op id is
- * in use.
+ * ERR_AGAIN: too many ops open, or a store while draining. ERR_NOSPACE: chunks of too many shapes
+ * are held already. ERR_INVAL: bad argument, or the op id is in use.
  *
  * A reserve waits for room until its deadline as long as anything holds some that may be given
  * back: leases, loads, other stores, transfers. What needs room of the same size is served in the
