@@ -5,7 +5,6 @@ model; see rig.py.
 Usage: isolation_test.py KVTIERD MODEL_FOLDER [unittest arguments]
 """
 
-import contextlib
 import faulthandler
 import os
 import signal
@@ -187,15 +186,15 @@ class IsolationTest(EngineCase):
             self.assertEqual(run(family(1, 320), tp, mla=True), (320, 0))
         self.assertEqual(run(family(1, 320), pp=(1, 2), mla=True), (0, 20))
 
-    def test_images_that_are_numbered_are_refused(self):
-        for caching, cache_gb, refused in ((False, 0, True), (True, 0, False), (False, 4, False)):
-            config = self.rig(caching=caching).config
-            config.model_config.multimodal_config = types.SimpleNamespace(
-                mm_processor_cache_gb=cache_gb)
-            with self.subTest(caching=caching, cache_gb=cache_gb):
-                with self.assertRaisesRegex(ValueError, "mm-processor-cache-gb") if refused \
-                        else contextlib.nullcontext():
-                    compat.check_inputs(config)
+    def test_engines_without_prefix_caching_are_refused(self):
+        """vLLM turns it off for models whose KV depends on more than the tokens before; without it,
+        and without a processor cache, it numbers images instead of hashing them."""
+        with self.assertRaisesRegex(ValueError, "no-enable-prefix-caching"):
+            self.rig(caching=False)
+        model = type(self.rig().config.model_config)
+        with mock.patch.object(model, "is_prefix_caching_supported", False), \
+                self.assertRaisesRegex(ValueError, "not supported for this model"):
+            self.rig()
 
     def identities(self, change, *values):
         """@return how many namespaces engines are in whose model configuration differs so."""

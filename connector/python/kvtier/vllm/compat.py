@@ -79,17 +79,6 @@ def check_hashes(algorithm, settings):
                  "another number share nothing with this one")
 
 
-def check_inputs(vllm_config):
-    """Refuses engines whose block hashes do not tell images and the like apart."""
-    inputs = getattr(vllm_config.model_config, "multimodal_config", None)
-    if inputs is not None and not vllm_config.cache_config.enable_prefix_caching and \
-            getattr(inputs, "mm_processor_cache_gb", 1) == 0:
-        raise ValueError(
-            "KVTier: without prefix caching and with mm_processor_cache_gb 0 vLLM numbers images, "
-            "audio and video from 1 instead of hashing them, so one would get the KV of another; "
-            "turn prefix caching on, or leave --mm-processor-cache-gb out")
-
-
 def hash_block_tokens(vllm_config, kv_cache_config):
     """Tokens per entry of request.block_hashes."""
     tokens = getattr(kv_cache_config, "hash_block_size", None)
@@ -230,14 +219,16 @@ def check_parallel(vllm_config):
 
 
 def check_prefix(vllm_config):
-    """Refuses engines that could not use what is loaded."""
-    from vllm.platforms import current_platform
-    if current_platform.is_cpu() and vllm_config.model_config.use_mla and \
-            not vllm_config.cache_config.enable_prefix_caching:
+    """Refuses engines in which equal hashes are not equal KV: vLLM turns prefix caching off where a
+    token's KV or the output depends on more than the tokens before, where its kernels compute
+    another result on top of a prefix, and where images are numbered instead of hashed."""
+    model = vllm_config.model_config
+    if not vllm_config.cache_config.enable_prefix_caching or \
+            not getattr(model, "is_prefix_caching_supported", True):
         raise ValueError(
-            "KVTier: vLLM keeps prefix caching off for this MLA model on this CPU, where its kernels "
-            "do not compute the same on top of a prefix as they do without; run it without the "
-            "connector")
+            "KVTier: prefix caching is off, or not supported for this model. Where vLLM says so "
+            "itself, what it computed for one request is of no use to another: run it without the "
+            "connector. Else leave --no-enable-prefix-caching out")
 
 
 # ---- the model ---------------------------------------------------------------------------------

@@ -83,7 +83,6 @@ class SchedulerHalf:
         self._port = port
         self._algorithm = vllm_config.cache_config.prefix_caching_hash_algo
         compat.check_hashes(self._algorithm, settings)
-        compat.check_inputs(vllm_config)
         compat.check_prefix(vllm_config)
         self._n_workers = compat.check_parallel(vllm_config)
         self._may_load = vllm_config.kv_transfer_config.is_kv_consumer

@@ -117,7 +117,7 @@ class KVTierSecondaryTier(SecondaryTierManager):
         self._settings = TierSettings.read(settings)
         self._algorithm = vllm_config.cache_config.prefix_caching_hash_algo
         compat.check_hashes(self._algorithm, self._settings)
-        compat.check_inputs(vllm_config)
+        compat.check_prefix(vllm_config)
         compat.check_parallel(vllm_config)
         self._groups = kv_cache_config.kv_cache_groups
         self._windows = [window_of(group.kv_cache_spec) for group in self._groups]
