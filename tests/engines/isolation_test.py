@@ -189,8 +189,12 @@ class IsolationTest(EngineCase):
     def test_engines_without_prefix_caching_are_refused(self):
         """vLLM turns it off for models whose KV depends on more than the tokens before; without it,
         and without a processor cache, it numbers images instead of hashing them."""
-        with self.assertRaisesRegex(ValueError, "no-enable-prefix-caching"):
-            self.rig(caching=False)
+        def load(config):
+            config.cache_config.enable_prefix_caching = False
+
+        for how in ({"caching": False}, {"load": load}):
+            with self.assertRaisesRegex(ValueError, "no-enable-prefix-caching"):
+                self.rig(**how)
         model = type(self.rig().config.model_config)
         with mock.patch.object(model, "is_prefix_caching_supported", False), \
                 self.assertRaisesRegex(ValueError, "not supported for this model"):

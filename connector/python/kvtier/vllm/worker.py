@@ -42,6 +42,7 @@ class _Group:
 
 class WorkerHalf:
     def __init__(self, vllm_config, kv_cache_config, settings, port):
+        compat.check_prefix(vllm_config)  # layers turn it off as well, while they are made
         self._vllm_config = vllm_config
         self._kv_cache_config = kv_cache_config
         self._settings = settings
