@@ -331,7 +331,7 @@ struct kvt_core {
     uint32_t n_loads, n_holding; /* open loads; those of them that wait for load_done */
 
     struct kvt_io *ios;
-    struct kvt_io *free_ios;
+    struct kvt_io *free_ios, **free_ios_tail;
     uint32_t n_ios_busy, n_writes_busy;
     uint8_t *headers;
     uint32_t write_head, write_tail, n_write_queue;
@@ -464,7 +464,7 @@ bool core_io_init(struct kvt_core *core);
 void core_io_fini(struct kvt_core *core);
 void core_want_write(struct kvt_core *core, uint32_t c);
 void core_start_writes(struct kvt_core *core, uint64_t now_ns);
-bool core_can_read(const struct kvt_core *core, uint64_t slot_bytes);
+bool core_can_read(const struct kvt_core *core);
 void core_start_read(struct kvt_core *core, uint32_t c);
 /* Read the NVMe copy into a slot that is nobody's, to verify it. False: no slot to be had. */
 bool core_start_verify(struct kvt_core *core, uint32_t c);

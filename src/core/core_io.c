@@ -25,6 +25,7 @@ bool core_io_init(struct kvt_core *core)
         core->ios[i].next = i + 1 < n ? &core->ios[i + 1] : NULL;
     }
     core->free_ios = core->ios;
+    core->free_ios_tail = &core->ios[n - 1].next;
     core->write_head = core->write_tail = NONE;
     return true;
 }
@@ -49,6 +50,8 @@ static struct kvt_io *io_new(struct kvt_core *core, enum kvt_io_type type, uint3
     struct kvt_io *io = core->free_ios;
     struct kvt_slot_header *header = io->header;
     core->free_ios = io->next;
+    if (core->free_ios == NULL)
+        core->free_ios_tail = &core->free_ios;
     core->n_ios_busy++;
     *io = (struct kvt_io){
         .type = type,
@@ -70,8 +73,11 @@ static struct kvt_io *io_new(struct kvt_core *core, enum kvt_io_type type, uint3
 
 static void io_free(struct kvt_core *core, struct kvt_io *io)
 {
-    io->next = core->free_ios;
-    core->free_ios = io;
+    /* The one that was free for longest comes next, so that neighbours in a slab mostly have
+     * neighbouring header pages, which a disk takes for one piece. */
+    io->next = NULL;
+    *core->free_ios_tail = io;
+    core->free_ios_tail = &io->next;
     core->n_ios_busy--;
 }
 
@@ -165,8 +171,7 @@ void core_start_writes(struct kvt_core *core, uint64_t now_ns)
            core->n_ios_busy + core->n_meta_kind_busy[META_DEL] < core->config.n_ios_max &&
            core->n_meta_kind_busy[META_SLAB] < core->config.n_nvme_slabs) {
         uint32_t c = core->write_head;
-        uint64_t bytes = chunk_ns(core, c)->slot_bytes;
-        if (core->write_bytes > 0 && core->write_bytes + bytes > core->config.write_bytes_max)
+        if (core->write_bytes >= core->config.write_bytes_max)
             return;
         write_unqueue(core, c);
         uint32_t parent = core->chunks[c].parent;
@@ -344,12 +349,12 @@ void kvt_core_meta_done(struct kvt_core *core, uint64_t token, enum kvt_status s
 /* --- reads -------------------------------------------------------------------------------------
  */
 
-bool core_can_read(const struct kvt_core *core, uint64_t slot_bytes)
+bool core_can_read(const struct kvt_core *core)
 {
     /* A transfer that fails deletes its record. */
     return core->free_ios != NULL &&
            core->n_ios_busy + core->n_meta_kind_busy[META_DEL] < core->config.n_ios_max &&
-           (core->read_bytes == 0 || core->read_bytes + slot_bytes <= core->config.read_bytes_max);
+           core->read_bytes < core->config.read_bytes_max;
 }
 
 void core_start_read(struct kvt_core *core, uint32_t c)
@@ -534,7 +539,7 @@ void core_scrub(struct kvt_core *core, uint64_t now_ns)
             (core->chunks[c].flags & (CHUNK_UNHASHED | CHUNK_VERIFY)) != 0)
             continue;
         uint64_t bytes = chunk_ns(core, c)->slot_bytes;
-        if (!core_can_read(core, bytes) || !core_start_verify(core, c)) {
+        if (!core_can_read(core) || !core_start_verify(core, c)) {
             core->scrub_slot--; /* its turn comes again */
             break;
         }

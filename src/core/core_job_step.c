@@ -112,7 +112,7 @@ void core_job_moved(struct kvt_core *core, uint32_t c, enum kvt_job_type type,
 static bool may_read(const struct kvt_core *core, uint64_t slot_bytes)
 {
     const struct jobs *jobs = &core->jobs;
-    if (core->loads.n > 0 || !core_can_read(core, slot_bytes))
+    if (core->loads.n > 0 || !core_can_read(core))
         return false;
     return jobs->n_reads == 0 ||
            (jobs->n_reads < core->config.n_ios_max / IO_SHARE &&

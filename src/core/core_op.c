@@ -632,7 +632,6 @@ static void load_expire(struct kvt_core *core, uint32_t o)
 enum core_fill core_load_fill(struct kvt_core *core, uint32_t o, uint64_t now_ns)
 {
     struct op *op = &core->ops[o];
-    uint64_t bytes = core->ns[op->ns].slot_bytes;
     if (now_ns >= op->deadline_ns) {
         load_expire(core, o);
         return FILL_OVER;
@@ -650,7 +649,7 @@ enum core_fill core_load_fill(struct kvt_core *core, uint32_t o, uint64_t now_ns
         } else if (chunk->host_state == HOST_READING) {
             waiters_add(core, item_ref(o, i), ITEM_WAIT_READ);
         } else {
-            if (!core_can_read(core, bytes))
+            if (!core_can_read(core))
                 return FILL_NO_READ;
             uint32_t slot = core_room(core, HOST, item->chunk);
             if (slot == KVT_SLOT_NONE) {

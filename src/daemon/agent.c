@@ -23,7 +23,7 @@
 #define CHUNKS_WAITING 65536 /* in no slot yet */
 #define DAMAGED_MAX    1000
 #define IOS_PER_DEPTH  3 /* transfers at the disk, being verified, and ready to be next */
-#define READS_AHEAD    2 /* bytes at the disk and being verified */
+#define BYTES_AHEAD    2 /* with the tier, of those at the disk: the others wait or are verified */
 #define IOS_MAX        65536
 
 static uint32_t nvme_slabs(const struct daemon_config *config)
@@ -55,6 +55,12 @@ static uint32_t n_chunks_max(const struct agent *agent, uint32_t n_nvme_slabs)
     return (uint32_t)KVT_MIN(n + CHUNKS_WAITING, agent->config.index_chunks_max);
 }
 
+static struct kvt_nvme_limits nvme_limits(const struct daemon_config *config)
+{
+    return (struct kvt_nvme_limits){.read_bytes_max = config->nvme_read_inflight_bytes,
+                                    .write_bytes_max = config->nvme_write_inflight_bytes};
+}
+
 static enum kvt_status core_open(struct agent *agent, uint32_t n_nvme_slabs, struct kvt_error *err)
 {
     const struct daemon_config *c = &agent->config;
@@ -69,8 +75,8 @@ static enum kvt_status core_open(struct agent *agent, uint32_t n_nvme_slabs, str
         .nvme_policy = daemon_policy(c->nvme_policy),
         .admission = (enum kvt_admission)c->nvme_admission,
         .n_ios_max = KVT_MIN(c->nvme_queue_depth * IOS_PER_DEPTH, IOS_MAX),
-        .read_bytes_max = READS_AHEAD * c->nvme_read_inflight_bytes,
-        .write_bytes_max = c->nvme_write_inflight_bytes,
+        .read_bytes_max = BYTES_AHEAD * c->nvme_read_inflight_bytes,
+        .write_bytes_max = BYTES_AHEAD * c->nvme_write_inflight_bytes,
         .n_sessions_max = c->sessions_max,
         .n_ops_max = n_ops_max(c),
         .n_ops_session_max = c->sessions_ops_max,
@@ -192,7 +198,7 @@ static enum kvt_status tier_open(struct agent *agent, uint8_t store_id[STORE_ID_
         .slab_bytes = c->nvme_slab_bytes,
         .engine = (enum kvt_io_engine)c->nvme_engine,
         .queue_depth = c->nvme_queue_depth,
-        .read_bytes_max = c->nvme_read_inflight_bytes,
+        .limits = nvme_limits(c),
         .n_workers = c->workers,
     };
     memcpy(nvme.disks, c->disks, sizeof(nvme.disks));
@@ -390,13 +396,16 @@ void agent_tune(struct agent *agent)
     const struct daemon_config *c = &agent->config;
     const struct kvt_core_tuning tuning = {
         .admission = (enum kvt_admission)c->nvme_admission,
-        .read_bytes_max = c->nvme_read_inflight_bytes,
-        .write_bytes_max = c->nvme_write_inflight_bytes,
+        .read_bytes_max = BYTES_AHEAD * c->nvme_read_inflight_bytes,
+        .write_bytes_max = BYTES_AHEAD * c->nvme_write_inflight_bytes,
         .lease_ttl_ns = c->lease_ttl_ns,
         .lease_ttl_max_ns = c->lease_ttl_max_ns,
         .scrub_bytes_per_s = c->nvme_scrub_bytes_per_s,
     };
+    const struct kvt_nvme_limits limits = nvme_limits(c);
     kvt_core_tune(agent->core, &tuning);
+    if (agent->nvme != NULL)
+        kvt_nvme_tier_limit(agent->nvme, &limits);
     agent->spin.ns = c->spin_ns;
     kvt_log_setup((enum kvt_log_level)c->log_level, (enum kvt_log_format)c->log_format);
 }

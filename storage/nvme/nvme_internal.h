@@ -98,7 +98,7 @@ struct nvme_tier {
     uint64_t header_pool_bytes;
     int event_fd;
     unsigned queue_depth;
-    uint64_t read_bytes_max;
+    struct kvt_nvme_limits limits;
     unsigned n_xfers;
     struct nvme_xfer *xfers;
     struct nvme_xfer *free;

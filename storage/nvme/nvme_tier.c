@@ -231,7 +231,7 @@ enum kvt_status kvt_nvme_tier_open(const struct kvt_nvme_config *config, struct 
     tier->n_arena_slabs = info.n_slabs;
     nvme_list_init(&tier->done);
     tier->queue_depth = config->queue_depth;
-    tier->read_bytes_max = config->read_bytes_max;
+    tier->limits = config->limits;
     tier->n_xfers = 2 * config->queue_depth;
     tier->xfers = calloc(tier->n_xfers, sizeof(*tier->xfers));
     tier->checked = kvt_ring_create(tier->n_xfers);
@@ -266,4 +266,9 @@ bool kvt_nvme_tier_register(struct kvt_tier *base, uint32_t arena_slab, uint64_t
     if (addr == NULL || arena_slab >= tier->n_arena_slabs)
         return false;
     return tier->engine->register_slab(tier, arena_slab, addr, slab_bytes);
+}
+
+void kvt_nvme_tier_limit(struct kvt_tier *tier, const struct kvt_nvme_limits *limits)
+{
+    nvme_of(tier)->limits = *limits;
 }

@@ -24,6 +24,7 @@
 #define ENTER_REQUESTS 32
 #define ENTER_BYTES    (UINT64_C(4) << 20)
 #define PUMP_NS        UINT64_C(25000) /* of the reactor, in which clients wait */
+#define REAP_FIRST     16              /* requests that ended make room for some that begin */
 
 struct nvme_uring {
     struct io_uring ring;
@@ -32,16 +33,17 @@ struct nvme_uring {
     bool has_fixed_files;
     bool has_buffers;
     bool has_fixed_headers;
-    /* Transfers with parts not yet in the ring. Somebody waits for a read: they go first. */
+    /* Transfers with parts not yet in the ring: reads, writes. Somebody waits for a read: they go
+     * first. */
     struct nvme_list waiting[2];
-    struct nvme_list headers; /* of transfers whose pieces are in the ring; these come next */
+    struct nvme_list headers; /* of transfers whose pieces are in the ring */
     /* Parts of them ended in this poll; nothing was done with them yet. First come, first served.
      */
     struct nvme_xfer *landed, **landed_tail;
     unsigned n_at_disk;   /* transfers with parts in flight */
     unsigned n_enter;     /* what may still be told at once */
     uint64_t enter_bytes; /* likewise */
-    uint64_t read_bytes;  /* in flight */
+    uint64_t bytes[2];    /* in flight: reads, writes */
     /* Set by the registering thread (release) once the kernel took it; read (acquire) at a start.
      */
     _Atomic bool *is_registered;
@@ -56,6 +58,11 @@ static uint64_t tag_make(uint64_t xfer, uint64_t part, uint64_t n_pages_done)
 static bool is_header(const struct nvme_xfer *xfer, unsigned part)
 {
     return part == xfer->n_pieces_all;
+}
+
+static unsigned direction_of(const struct nvme_xfer *xfer)
+{
+    return xfer->io->type == KVT_IO_READ ? 0 : 1;
 }
 
 static uint64_t part_bytes(const struct nvme_xfer *xfer, unsigned part)
@@ -104,13 +111,7 @@ static void part_queue(struct nvme_tier *tier, struct nvme_xfer *xfer, unsigned 
     uring->n_enter -= KVT_MIN(uring->n_enter, 1u);
     uring->enter_bytes -= KVT_MIN(uring->enter_bytes, (uint64_t)len);
     xfer->n_inflight++;
-    if (io->type == KVT_IO_READ)
-        uring->read_bytes += len;
-}
-
-static struct nvme_list *waiting_of(struct nvme_uring *uring, const struct nvme_xfer *xfer)
-{
-    return &uring->waiting[xfer->io->type == KVT_IO_READ ? 0 : 1];
+    uring->bytes[direction_of(xfer)] += len;
 }
 
 static bool disk_has_room(const struct nvme_tier *tier, const struct nvme_xfer *xfer)
@@ -120,7 +121,9 @@ static bool disk_has_room(const struct nvme_tier *tier, const struct nvme_xfer *
         return false;
     if (xfer->next_part == 0 && uring->n_at_disk == tier->queue_depth)
         return false;
-    return xfer->io->type != KVT_IO_READ || uring->read_bytes < tier->read_bytes_max;
+    return uring->bytes[direction_of(xfer)] < (xfer->io->type == KVT_IO_READ
+                                                   ? tier->limits.read_bytes_max
+                                                   : tier->limits.write_bytes_max);
 }
 
 /* False: more could go. */
@@ -142,13 +145,17 @@ static bool waiting_pump(struct nvme_tier *tier, struct nvme_list *waiting)
     return true;
 }
 
-static void headers_pump(struct nvme_tier *tier)
+/* False: more could go. */
+static bool headers_pump(struct nvme_tier *tier)
 {
     struct nvme_uring *uring = tier->uring;
     while (uring->headers.head != NULL && uring->n_inflight < uring->n_entries) {
+        if (uring->n_enter == 0)
+            return false;
         struct nvme_xfer *xfer = nvme_list_pop(&uring->headers);
         part_queue(tier, xfer, xfer->next_part++, 0);
     }
+    return true;
 }
 
 /* Put parts of waiting transfers into the ring while it has room, and tell the kernel once. False:
@@ -159,10 +166,11 @@ static bool pump_once(struct nvme_tier *tier)
     bool all = true;
     uring->n_enter = ENTER_REQUESTS;
     uring->enter_bytes = ENTER_BYTES;
-    headers_pump(tier); /* for which the ring had no room */
     for (unsigned i = 0; i < KVT_ARRAY_LEN(uring->waiting) && all; i++)
         all = waiting_pump(tier, &uring->waiting[i]);
-    headers_pump(tier);
+    /* When no chunk can go for now: the more headers go together, the more become one request. */
+    if (all)
+        all = headers_pump(tier);
     if (io_uring_sq_ready(&uring->ring) == 0)
         return all;
     /* Refused for now (memory, a signal): what stays in the ring goes with the next call, which
@@ -194,7 +202,7 @@ static void uring_start(struct nvme_tier *tier, struct nvme_xfer *xfer)
     xfer->n_inflight = 0;
     xfer->n_retries = 0;
     xfer->has_landed = false;
-    nvme_list_push(waiting_of(tier->uring, xfer), xfer);
+    nvme_list_push(&tier->uring->waiting[direction_of(xfer)], xfer);
 }
 
 /* One request ended with res; whether the rest of its part has to be asked for. */
@@ -237,8 +245,8 @@ static void part_ended(struct nvme_tier *tier, uint64_t tag, int res)
     uint64_t n_pages;
     tier->uring->n_inflight--;
     xfer->n_inflight--;
-    if (xfer->io->type == KVT_IO_READ)
-        tier->uring->read_bytes -= part_bytes(xfer, part) - (tag & UINT32_MAX) * KVT_PAGE_BYTES;
+    tier->uring->bytes[direction_of(xfer)] -=
+        part_bytes(xfer, part) - (tag & UINT32_MAX) * KVT_PAGE_BYTES;
     if (part_goes_on(tier, xfer, part, tag & UINT32_MAX, res, &n_pages)) {
         part_queue(tier, xfer, part, n_pages);
         return;
@@ -275,15 +283,19 @@ static void uring_reap(struct nvme_tier *tier)
 {
     struct nvme_uring *uring = tier->uring;
     struct io_uring_cqe *cqe;
+    unsigned n = 0;
     /* peek also lets the kernel post what it holds back until we enter it. */
     while (io_uring_peek_cqe(&uring->ring, &cqe) == 0) {
         uint64_t tag = io_uring_cqe_get_data64(cqe);
         int res = cqe->res;
         io_uring_cqe_seen(&uring->ring, cqe);
         part_ended(tier, tag, res);
+        /* The disk first: where all of its requests ended at once it has nothing to do, and each of
+         * them takes us a little. */
+        if (++n == REAP_FIRST)
+            (void)pump_once(tier);
     }
-    /* The disk first: it has nothing to do where all of its requests ended at once, and what they
-     * brought takes the workers to be woken. */
+    /* And again before what they brought, for which workers are to be woken. */
     uring_pump(tier);
     landed_handle(tier);
 }

@@ -225,7 +225,7 @@ int main(int argc, char **argv)
     struct kvt_nvme_config config = {.n_disks = 1,
                                      .slab_bytes = SLAB_BYTES,
                                      .queue_depth = DEPTH_MAX,
-                                     .read_bytes_max = UINT64_MAX,
+                                     .limits = {UINT64_MAX, UINT64_MAX},
                                      .n_workers = 2,
                                      .header_pool = bench.pool,
                                      .header_pool_bytes = DEPTH_MAX * sizeof(*bench.pool)};

@@ -223,6 +223,12 @@ START_TEST(transfers_are_bounded_in_bytes)
     ck_assert_uint_eq(f.n_ios, 1);
     fixture_settle(&f);
     ck_assert_uint_eq(f.n_writes, 2);
+    config.write_bytes_max = 4097; /* a second one begins: the disk is not to wait for the bound */
+    again_with(&config);
+    fixture_store(&f, s, ns, 1, 0, 4, 0);
+    ck_assert_uint_eq(f.n_ios, 2);
+    fixture_settle(&f);
+    ck_assert_uint_eq(f.n_writes, 4);
 }
 END_TEST
 

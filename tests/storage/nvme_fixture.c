@@ -41,7 +41,7 @@ void fixture_init(struct fixture *fix, int variant)
                                  .slab_bytes = FIX_SLAB_BYTES,
                                  .engine = fix->engine,
                                  .queue_depth = 16,
-                                 .read_bytes_max = 8 * FIX_CHUNK_BYTES,
+                                 .limits = {8 * FIX_CHUNK_BYTES, 8 * FIX_CHUNK_BYTES},
                                  .n_workers = 2,
                                  .header_pool = fix->pool,
                                  .header_pool_bytes = FIX_POOL_PAGES * sizeof(*fix->pool)};

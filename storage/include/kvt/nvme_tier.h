@@ -13,17 +13,23 @@ struct kvt_disk_config {
     uint64_t capacity_bytes; /* hard cap, superblock included; rounded down to whole slabs */
 };
 
+/* Bytes at the disks at once; reached, no further piece is asked for. For io_uring alone. */
+struct kvt_nvme_limits {
+    uint64_t read_bytes_max;
+    uint64_t write_bytes_max;
+};
+
 struct kvt_nvme_config {
     struct kvt_disk_config disks[KVT_DISKS_MAX];
     unsigned n_disks;
     uint64_t slab_bytes; /* of slots with their headers; multiple of 4096 */
     enum kvt_io_engine engine;
-    /* At the disks at once. submit() takes twice as many transfers: while some are verified, the
-     * disks already work on the next ones. */
+    /* At the disks at once. submit() takes twice as many transfers: what waits is there when the
+     * disks end what they have, before anybody was asked for more. */
     unsigned queue_depth;
-    uint64_t read_bytes_max; /* being read at once; reached, no further piece is asked for */
-    unsigned n_workers;      /* threads that verify (and transfer, without io_uring) */
-    void *header_pool;       /* the core's header pages, registered once */
+    struct kvt_nvme_limits limits;
+    unsigned n_workers; /* threads that verify (and transfer, without io_uring) */
+    void *header_pool;  /* the core's header pages, registered once */
     uint64_t header_pool_bytes;
 };
 
@@ -50,5 +56,7 @@ enum kvt_status kvt_nvme_tier_open(const struct kvt_nvme_config *config, struct 
 /** Register a slab of the host tier as a fixed buffer; false: could not, goes on unregistered. */
 bool kvt_nvme_tier_register(struct kvt_tier *tier, uint32_t arena_slab, uint64_t arena_offset,
                             uint64_t slab_bytes);
+/** From the next piece on. The thread that submits and polls. */
+void kvt_nvme_tier_limit(struct kvt_tier *tier, const struct kvt_nvme_limits *limits);
 
 #endif

@@ -45,7 +45,7 @@ struct kvt_core_config {
     const struct kvt_policy_ops *nvme_policy;
     enum kvt_admission admission;
     uint32_t n_ios_max;       /* transfers in flight, each with a header page */
-    uint64_t read_bytes_max;  /* in flight; one transfer is always allowed */
+    uint64_t read_bytes_max;  /* a transfer begins while less than this is in flight */
     uint64_t write_bytes_max; /* likewise */
     uint32_t n_sessions_max;
     uint32_t n_ops_max;         /* open RESERVE and LOAD ops of all sessions */
