@@ -31,6 +31,7 @@ struct kvt_agent {
     uint64_t ready_ns;
     char dir[PATH_MAX];
     char socket[PATH_MAX];
+    char store[PATH_MAX];
     char log[PATH_MAX];
 };
 
@@ -106,7 +107,7 @@ static enum kvt_status spawn(struct kvt_agent *agent, const struct kvt_agent_opt
                 /* What it holds dies with the folder: nothing to be saved at its end. */
                 kvt_agent_set(&all, "shutdown.drain_timeout=0");
     if (options->nvme_bytes > 0)
-        fits = fits && kvt_agent_set(&all, "nvme.path=%s/store", agent->dir) &&
+        fits = fits && kvt_agent_set(&all, "nvme.path=%s", agent->store) &&
                kvt_agent_set(&all, "nvme.bytes=%" PRIu64, options->nvme_bytes);
     if (!fits)
         return kvt_error_set(err, KVT_ERR_INVAL, "agent: too many settings");
@@ -184,6 +185,7 @@ enum kvt_status kvt_agent_start(const struct kvt_agent_options *options, struct 
         goto err_free;
     }
     snprintf(agent->socket, sizeof(agent->socket), "%.80s/sock", agent->dir);
+    snprintf(agent->store, sizeof(agent->store), "%.80s/store", agent->dir);
     snprintf(agent->log, sizeof(agent->log), "%.80s/kvtierd.log", agent->dir);
 
     char program[PATH_MAX];
@@ -288,6 +290,11 @@ void kvt_agent_stop(struct kvt_agent *agent)
 const char *kvt_agent_socket(const struct kvt_agent *agent)
 {
     return agent->socket;
+}
+
+const char *kvt_agent_store(const struct kvt_agent *agent)
+{
+    return access(agent->store, F_OK) == 0 ? agent->store : NULL;
 }
 
 const char *kvt_agent_dir(const struct kvt_agent *agent)

@@ -42,6 +42,8 @@ void kvt_agent_stop(struct kvt_agent *agent);
 
 const char *kvt_agent_socket(const struct kvt_agent *agent);
 const char *kvt_agent_dir(const struct kvt_agent *agent);
+/** Its store file. NULL: it has none, or --set put it elsewhere. */
+const char *kvt_agent_store(const struct kvt_agent *agent);
 /** From start to ready. */
 uint64_t kvt_agent_ready_ns(const struct kvt_agent *agent);
 /** CPU time of all its threads since it started. */

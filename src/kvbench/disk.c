@@ -11,15 +11,14 @@
 #include "kvt/util.h"
 #include "scratch.h"
 
-#define FILL_BYTES (UINT64_C(8) << 20)
+#define FILL_BYTES  (UINT64_C(8) << 20)
+#define STORE_START (UINT64_C(1) << 20) /* of a store file's slabs */
 
 struct kvt_disk {
     int fd;
-    uint64_t bytes;
-    uint64_t next; /* offset of the next transfer */
+    uint64_t start, bytes; /* of what is used of the file */
+    uint64_t n_runs;
     struct kvt_disk_way way;
-    uint64_t n_buffers, next_buffer;
-    bool *is_used;               /* of each buffer: a transfer is under way */
     struct kvt_scratch *scratch; /* NULL: not prepared */
     bool is_registered;          /* its memory, with the ring */
     struct io_uring ring;
@@ -31,45 +30,43 @@ static enum kvt_status disk_error(struct kvt_error *err, const char *what, int n
                          strerror(number));
 }
 
-enum kvt_status kvt_disk_open(const char *dir, uint64_t bytes, struct kvt_disk **disk_p,
-                              struct kvt_error *err)
+static enum kvt_status file_open(struct kvt_disk *d, const char *store, const char *dir,
+                                 uint64_t bytes, struct kvt_error *err)
+{
+    d->start = store != NULL ? STORE_START : 0;
+    d->bytes = bytes;
+    d->fd = store != NULL ? open(store, O_RDWR | O_DIRECT | O_CLOEXEC)
+                          : open(dir, O_TMPFILE | O_RDWR | O_DIRECT | O_CLOEXEC, 0600);
+    if (d->fd < 0)
+        return disk_error(err, store != NULL ? store : dir, errno);
+    int failed = store != NULL ? 0 : posix_fallocate(d->fd, 0, (off_t)bytes);
+    return failed == 0 ? KVT_OK : disk_error(err, "allocate a file", failed);
+}
+
+enum kvt_status kvt_disk_open(const char *store, const char *dir, uint64_t bytes,
+                              struct kvt_disk **disk_p, struct kvt_error *err)
 {
     struct kvt_disk *d = calloc(1, sizeof(*d));
     if (d == NULL)
         return kvt_error_set(err, KVT_ERR_NOMEM, "disk reference: out of memory");
-    d->bytes = bytes;
-    d->fd = open(dir, O_TMPFILE | O_RDWR | O_DIRECT | O_CLOEXEC, 0600);
-    enum kvt_status status = KVT_OK;
-    if (d->fd < 0) {
-        status = disk_error(err, dir, errno);
-        free(d);
+    enum kvt_status status = file_open(d, store, dir, bytes, err);
+    /* Blocks that were never written read as zeros without the disk. */
+    const struct kvt_disk_way way = {.object_bytes = FILL_BYTES, .n = 16, .depth = 4, .huge = true};
+    if (status == KVT_OK)
+        status = kvt_disk_prepare(d, &way, err);
+    uint64_t ns;
+    for (uint64_t done = 0; status == KVT_OK && done < bytes; done += way.n * way.object_bytes)
+        status = kvt_disk_run(d, true, &ns, err);
+    if (status != KVT_OK) {
+        kvt_disk_close(d);
         return status;
     }
-    int failed = posix_fallocate(d->fd, 0, (off_t)bytes);
-    if (failed != 0) {
-        status = disk_error(err, "allocate a file", failed);
-        goto err_close;
-    }
-    /* Blocks that were never written read as zeros without the disk. */
-    struct kvt_disk_way way = {
-        .object_bytes = FILL_BYTES, .memory_bytes = 8 * FILL_BYTES, .depth = 4, .huge = true};
-    status = kvt_disk_prepare(d, &way, err);
-    uint64_t ns;
-    if (status == KVT_OK)
-        status = kvt_disk_run(d, true, (uint32_t)(bytes / FILL_BYTES), &ns, err);
-    if (status != KVT_OK)
-        goto err_close;
     *disk_p = d;
     return KVT_OK;
-err_close:
-    kvt_disk_close(d);
-    return status;
 }
 
 static void disk_unprepare(struct kvt_disk *d)
 {
-    free(d->is_used);
-    d->is_used = NULL;
     if (d->scratch == NULL)
         return;
     io_uring_queue_exit(&d->ring);
@@ -82,7 +79,8 @@ void kvt_disk_close(struct kvt_disk *d)
     if (d == NULL)
         return;
     disk_unprepare(d);
-    close(d->fd);
+    if (d->fd >= 0)
+        close(d->fd);
     free(d);
 }
 
@@ -91,11 +89,7 @@ enum kvt_status kvt_disk_prepare(struct kvt_disk *d, const struct kvt_disk_way *
 {
     disk_unprepare(d);
     struct kvt_scratch *scratch;
-    d->n_buffers = way->memory_bytes / way->object_bytes;
-    d->is_used = calloc(d->n_buffers, sizeof(*d->is_used));
-    if (d->is_used == NULL)
-        return kvt_error_set(err, KVT_ERR_NOMEM, "disk reference: out of memory");
-    enum kvt_status status = kvt_scratch_open(way->memory_bytes, way->huge, &scratch, err);
+    enum kvt_status status = kvt_scratch_open(way->n * way->object_bytes, way->huge, &scratch, err);
     if (status != KVT_OK)
         return status;
     int failed = -io_uring_queue_init(way->depth, &d->ring, 0);
@@ -105,7 +99,6 @@ enum kvt_status kvt_disk_prepare(struct kvt_disk *d, const struct kvt_disk_way *
     }
     d->scratch = scratch;
     d->way = *way;
-    d->next = d->next_buffer = 0;
     struct iovec buffer = {.iov_base = scratch->memory, .iov_len = scratch->bytes};
     /* Refused beyond RLIMIT_MEMLOCK, to the agent as well: then this is what the disk can do here.
      */
@@ -123,39 +116,40 @@ bool kvt_disk_is_registered(const struct kvt_disk *d)
     return d->is_registered;
 }
 
-static void disk_queue(struct kvt_disk *d, bool write)
+/* Offset of transfer i of a run. */
+static uint64_t disk_offset(const struct kvt_disk *d, uint32_t i)
 {
-    struct io_uring_sqe *sqe = io_uring_get_sqe(&d->ring); /* as many as are in flight */
-    while (d->is_used[d->next_buffer])
-        d->next_buffer = (d->next_buffer + 1) % d->n_buffers;
-    uint64_t buffer = d->next_buffer;
-    d->is_used[buffer] = true;
-    d->next_buffer = (buffer + 1) % d->n_buffers;
-    uint8_t *memory = d->scratch->memory + buffer * d->way.object_bytes;
-    if (d->next + d->way.object_bytes > d->bytes)
-        d->next = 0;
-    unsigned bytes = (unsigned)d->way.object_bytes;
-    if (d->is_registered && write)
-        io_uring_prep_write_fixed(sqe, 0, memory, bytes, d->next, 0);
-    else if (d->is_registered)
-        io_uring_prep_read_fixed(sqe, 0, memory, bytes, d->next, 0);
-    else if (write)
-        io_uring_prep_write(sqe, 0, memory, bytes, d->next);
-    else
-        io_uring_prep_read(sqe, 0, memory, bytes, d->next);
-    sqe->flags |= IOSQE_FIXED_FILE;
-    io_uring_sqe_set_data64(sqe, buffer);
-    d->next += d->way.object_bytes;
+    const struct kvt_disk_way *way = &d->way;
+    uint64_t n_row = kvt_spread_row(way->object_bytes);
+    uint64_t row = kvt_spread(i / n_row, (way->n + n_row - 1) / n_row, d->n_runs,
+                              d->bytes / (n_row * way->object_bytes));
+    return d->start + (row * n_row + i % n_row) * way->object_bytes;
 }
 
-enum kvt_status kvt_disk_run(struct kvt_disk *d, bool write, uint32_t n, uint64_t *ns_p,
-                             struct kvt_error *err)
+static void disk_queue(struct kvt_disk *d, bool write, uint32_t i)
 {
-    uint64_t start_ns = kvt_now_ns();
-    uint32_t n_queued = 0, n_done = 0;
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&d->ring); /* as many as are in flight */
+    uint64_t offset = disk_offset(d, i);
+    uint8_t *memory = d->scratch->memory + i * d->way.object_bytes;
+    unsigned bytes = (unsigned)d->way.object_bytes;
+    if (d->is_registered && write)
+        io_uring_prep_write_fixed(sqe, 0, memory, bytes, offset, 0);
+    else if (d->is_registered)
+        io_uring_prep_read_fixed(sqe, 0, memory, bytes, offset, 0);
+    else if (write)
+        io_uring_prep_write(sqe, 0, memory, bytes, offset);
+    else
+        io_uring_prep_read(sqe, 0, memory, bytes, offset);
+    sqe->flags |= IOSQE_FIXED_FILE;
+}
+
+/* All transfers of a run. */
+static enum kvt_status disk_transfer(struct kvt_disk *d, bool write, struct kvt_error *err)
+{
+    uint32_t n_queued = 0, n_done = 0, n = d->way.n;
     enum kvt_status status = KVT_OK;
     for (; n_queued < KVT_MIN(n, d->way.depth); n_queued++)
-        disk_queue(d, write);
+        disk_queue(d, write, n_queued);
     while (n_done < n_queued) {
         int submitted = io_uring_submit_and_wait(&d->ring, 1);
         if (submitted < 0 && submitted != -EINTR)
@@ -163,19 +157,26 @@ enum kvt_status kvt_disk_run(struct kvt_disk *d, bool write, uint32_t n, uint64_
         struct io_uring_cqe *cqe;
         while (io_uring_peek_cqe(&d->ring, &cqe) == 0) {
             int moved = cqe->res;
-            d->is_used[cqe->user_data] = false;
             io_uring_cqe_seen(&d->ring, cqe);
             n_done++;
             if (moved < 0 || (uint64_t)moved != d->way.object_bytes) {
                 status = disk_error(err, write ? "write" : "read", moved < 0 ? -moved : EIO);
                 n = n_queued; /* what is in flight still comes */
             }
-            if (n_queued < n) {
-                disk_queue(d, write);
-                n_queued++;
-            }
+            if (n_queued < n)
+                disk_queue(d, write, n_queued++);
         }
     }
+    return status;
+}
+
+enum kvt_status kvt_disk_run(struct kvt_disk *d, bool write, uint64_t *ns_p, struct kvt_error *err)
+{
+    enum kvt_status status = write ? disk_transfer(d, false, err) : KVT_OK;
+    uint64_t start_ns = kvt_now_ns();
+    if (status == KVT_OK)
+        status = disk_transfer(d, write, err);
     *ns_p = kvt_now_ns() - start_ns;
+    d->n_runs++;
     return status;
 }

@@ -17,7 +17,6 @@
 #define FLIGHT_BYTES  (UINT64_C(64) << 20) /* the agent's own default of bytes in flight */
 #define OP_BYTES      (UINT64_C(4) << 20)  /* small objects come many to an op, as a prompt does */
 #define OPS_MIN       4
-#define BUFFER_BYTES  (UINT64_C(256) << 20) /* of the reference: many times a CPU's cache */
 #define DEPTH_MIN     2
 #define DEPTH_MAX     16
 #define ROUNDS_MIN    6
@@ -44,17 +43,17 @@ static enum kvt_status choose_reference(struct nvme_case *c, bool write, struct 
     struct kvt_disk_way best = {0};
     for (unsigned i = 0; i < N_WAYS; i++) {
         struct kvt_disk_way way = {.object_bytes = c->object_bytes,
-                                   .memory_bytes = KVT_MAX(BUFFER_BYTES, 4 * c->object_bytes),
+                                   .n = c->n,
                                    .depth = c->depth << i / 2,
                                    .huge = i % 2 == 0};
-        if (i >= 4 && 2 * way.depth * way.object_bytes > way.memory_bytes)
+        if (i >= 4 && 4 * way.depth > way.n)
             break;
         enum kvt_status status = kvt_disk_prepare(c->disk, &way, err);
         if (status != KVT_OK)
             return status;
         for (unsigned trial = 0; trial < TRIALS; trial++) {
             uint64_t ns;
-            status = kvt_disk_run(c->disk, write, c->n, &ns, err);
+            status = kvt_disk_run(c->disk, write, &ns, err);
             if (status != KVT_OK)
                 return status;
             if (ns < best_ns) {
@@ -99,7 +98,7 @@ static enum kvt_status measure_write(struct nvme_case *c, struct kvt_error *err)
             return status;
         if (r < n_fill)
             continue;
-        status = kvt_disk_run(c->disk, true, c->n, &reference_ns, err);
+        status = kvt_disk_run(c->disk, true, &reference_ns, err);
         if (status != KVT_OK)
             return status;
         rounds.seconds[rounds.n] = (float)ns / 1e9f;
@@ -110,15 +109,22 @@ static enum kvt_status measure_write(struct nvme_case *c, struct kvt_error *err)
     return KVT_OK;
 }
 
-/* The next objects in order that are on NVMe and not in memory. 0: there are none. */
+/* The object that is read as the i-th of all rounds: spread over the store as the reference is. */
+static uint64_t spread_id(const struct nvme_case *c, uint64_t i)
+{
+    uint64_t n_row = kvt_spread_row(c->object_bytes), n_rows = (c->n + n_row - 1) / n_row;
+    uint64_t row = i / n_row;
+    return kvt_spread(row % n_rows, n_rows, row / n_rows, c->n_ids / n_row) * n_row + i % n_row;
+}
+
+/* The next objects that are on NVMe and not in memory. *n_p less than a round: there are none. */
 static enum kvt_status choose_cold(struct nvme_case *c, uint64_t first_id, uint64_t *next_p,
                                    uint32_t *n_p, struct kvt_error *err)
 {
     uint32_t n = 0;
     for (uint64_t seen = 0; n < c->n && seen < c->n_ids; seen++) {
-        uint64_t id = first_id + *next_p;
+        uint64_t id = first_id + spread_id(c, (*next_p)++);
         uint8_t where = 0;
-        *next_p = (*next_p + 1) % c->n_ids;
         enum kvt_status status = kvt_mover_where(c->mover, id, &where, err);
         if (status != KVT_OK)
             return status;
@@ -155,7 +161,7 @@ static enum kvt_status measure_read(struct nvme_case *c, struct kvt_error *err)
             return status;
         if (n < c->n)
             continue;
-        status = kvt_disk_run(c->disk, false, c->n, &reference_ns, err);
+        status = kvt_disk_run(c->disk, false, &reference_ns, err);
         if (status != KVT_OK)
             return status;
         bool counted = kvt_counters_read(c->mover->session, &before);
@@ -186,6 +192,8 @@ enum kvt_status kvt_micro_nvme(struct kvt_micro *micro, bool write, bool read,
                                uint64_t object_bytes, struct kvt_error *err)
 {
     struct nvme_case c = {.micro = micro, .object_bytes = object_bytes};
+    if (micro->nvme_bytes < object_bytes)
+        return kvt_error_set(err, KVT_ERR_NOTSUP, "the store file is too small");
     uint64_t round_bytes = KVT_MIN(ROUND_BYTES, micro->nvme_bytes / ROUND_SHARE);
     c.n = (uint32_t)KVT_MAX(round_bytes / object_bytes, (uint64_t)ROUND_OBJECTS);
     c.depth = (uint32_t)KVT_MIN(KVT_MAX(FLIGHT_BYTES / object_bytes, (uint64_t)DEPTH_MIN),
@@ -198,7 +206,8 @@ enum kvt_status kvt_micro_nvme(struct kvt_micro *micro, bool write, bool read,
         kvt_mover_open(micro->socket, object_bytes, c.n, micro->seed, &c.mover, err);
     if (status != KVT_OK)
         return status;
-    status = kvt_disk_open(micro->dir, micro->nvme_bytes, &c.disk, err);
+    status = kvt_disk_open(micro->agent != NULL ? kvt_agent_store(micro->agent) : NULL, micro->dir,
+                           micro->nvme_bytes, &c.disk, err);
     /* Reads first, from a store that is not full yet: a full one may evict what is to be read. */
     if (status == KVT_OK && read)
         status = measure_read(&c, err);
