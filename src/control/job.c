@@ -125,7 +125,7 @@ static void job_start(struct request *r, const struct kvt_job_request *request, 
                             call.err.msg[0] != '\0' ? call.err.msg : kvt_status_str(call.status));
         return;
     }
-    kvt_log(KVT_LOG_INFO, "job started job=%" PRIx64 " type=%s keys=%u dry_run=%d force=%d",
+    kvt_log(KVT_LOG_INFO, "job started job=%" PRIu64 " type=%s keys=%u dry_run=%d force=%d",
             call.id, what, request->n_keys, (request->flags & KVT_JOB_DRY_RUN) != 0,
             (request->flags & KVT_JOB_FORCE) != 0);
     r->out = job_message(r, &call.info, call.ns_id);
@@ -240,10 +240,10 @@ static bool job_ask(struct request *r, struct job_call *call)
         return true;
     if (call->status == KVT_ERR_MISS)
         request_fail(r, GRPC_STATUS_NOT_FOUND,
-                     "job %" PRIx64 ": is none, or ended long ago; see ListJobs", call->id);
+                     "job %" PRIu64 ": is none, or ended long ago; see ListJobs", call->id);
     else
         request_fail(r, GRPC_STATUS_FAILED_PRECONDITION,
-                     "job %" PRIx64 ": is over; see GetJob for how it ended", call->id);
+                     "job %" PRIu64 ": is over; see GetJob for how it ended", call->id);
     return false;
 }
 
@@ -261,7 +261,7 @@ static void cancel_job(struct request *r)
     struct job_call call = {.id = in->id, .cancel = true};
     if (!job_ask(r, &call))
         return;
-    kvt_log(KVT_LOG_INFO, "job canceled job=%" PRIx64, in->id);
+    kvt_log(KVT_LOG_INFO, "job canceled job=%" PRIu64, in->id);
     r->out = job_message(r, &call.info, call.ns_id);
 }
 

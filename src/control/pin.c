@@ -108,7 +108,7 @@ static void pin(struct request *r)
         request_fail_status(r, call.status, call.err.msg);
         return;
     }
-    kvt_log(KVT_LOG_INFO, "pinned pin=%" PRIx64 " owner=%s chunks=%u ttl_ms=%" PRIu64, call.pin.id,
+    kvt_log(KVT_LOG_INFO, "pinned pin=%" PRIu64 " owner=%s chunks=%u ttl_ms=%" PRIu64, call.pin.id,
             in->owner, call.pin.n_chunks, in->ttl_ms);
     kvtier__v1__pin_response__init(out);
     out->pin = pin_message(r, &call.pin, call.ns_id, kvt_now_ns());
@@ -167,7 +167,7 @@ static void unpin(struct request *r)
         return;
     if (call.n == 0 && in->by_case == KVTIER__V1__UNPIN_REQUEST__BY_ID) {
         request_fail(r, GRPC_STATUS_NOT_FOUND,
-                     "pin %" PRIx64 ": is none, or has ended; see ListPins", in->id);
+                     "pin %" PRIu64 ": is none, or has ended; see ListPins", in->id);
         return;
     }
     kvt_log(KVT_LOG_INFO, "unpinned pins=%u", call.n);

@@ -151,13 +151,16 @@ bool kvctl_key_parse(const char *text, uint8_t key[KVCTL_KEY_BYTES])
 
 bool kvctl_id_parse(const char *what, const char *text, uint64_t *id_p)
 {
-    size_t n = strspn(text, "0123456789abcdefABCDEF");
-    if (n > 0 && n <= 16 && text[n] == '\0') {
-        *id_p = strtoull(text, NULL, 16);
+    size_t n = strspn(text, "0123456789");
+    errno = 0;
+    uint64_t id = strtoull(text, NULL, 10);
+    if (n > 0 && text[n] == '\0' && errno == 0) {
+        *id_p = id;
         return true;
     }
-    (void)kvctl_fail(KVCTL_USAGE, "\"%s\" is not the id of a %s: up to 16 hexadecimal digits", text,
-                     what);
+    (void)kvctl_fail(KVCTL_USAGE,
+                     "\"%s\" is not the id of a %s: that is a number; see 'kvctl get %ss'", text,
+                     what, what);
     return false;
 }
 

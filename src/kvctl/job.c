@@ -127,7 +127,7 @@ static enum kvctl_exit watch_run(struct watch *watch)
         kvt_progress_end(&watch->progress, watch->job->n_looked, text);
     if (code == KVCTL_OK && !ended(watch->job))
         code = kvctl_fail(KVCTL_FAILED,
-                          "the agent stopped telling about job %" PRIx64 "; see 'kvctl get jobs'",
+                          "the agent stopped telling about job %" PRIu64 "; see 'kvctl get jobs'",
                           watch->job->id);
     return code;
 }
@@ -152,12 +152,12 @@ enum kvctl_exit kvctl_job_run(struct kvctl *k, const char *method, const Protobu
     if (code != KVCTL_OK)
         return code;
     if ((*job_p)->state == KVTIER__V1__JOB__STATE__STATE_FAILED)
-        return kvctl_fail(KVCTL_FAILED, "job %" PRIx64 " failed: %s", (*job_p)->id,
+        return kvctl_fail(KVCTL_FAILED, "job %" PRIu64 " failed: %s", (*job_p)->id,
                           (*job_p)->error);
     if ((*job_p)->state == KVTIER__V1__JOB__STATE__STATE_CANCELED)
         return kvt_interrupted()
                    ? KVCTL_INTERRUPTED
-                   : kvctl_fail(KVCTL_FAILED, "job %" PRIx64 " was cancelled", (*job_p)->id);
+                   : kvctl_fail(KVCTL_FAILED, "job %" PRIu64 " was cancelled", (*job_p)->id);
     return (*job_p)->n_bad > 0 ? KVCTL_BAD : KVCTL_OK;
 }
 

@@ -129,7 +129,9 @@ static json_t *value_json(struct work *work, const ProtobufCFieldDescriptor *fie
     case PROTOBUF_C_TYPE_UINT64:
         return u64_json(*(const uint64_t *)value);
     case PROTOBUF_C_TYPE_FIXED64:
-        snprintf(text, sizeof(text), "%" PRIx64, *(const uint64_t *)value);
+        /* As text: readers of JSON keep 53 bits of a number. */
+        snprintf(text, sizeof(text), strcmp(field->name, "id") == 0 ? "%" PRIu64 : "%" PRIx64,
+                 *(const uint64_t *)value);
         return json_string(text);
     case PROTOBUF_C_TYPE_FLOAT:
         return json_real((double)*(const float *)value);

@@ -580,7 +580,7 @@ class Jobs(TestCase):
         job = self.json("cancel", ids[-1])
         self.assertEqual((job["id"], job["type"], job["state"]), (ids[-1], "verify", "canceled"))
         self.assertIn("is over", self.kvctl("cancel", ids[-1], code=FAILED)[1])
-        self.assertIn("'kvctl get jobs'", self.kvctl("cancel", "fffffff", code=NOT_FOUND)[1])
+        self.assertIn("'kvctl get jobs'", self.kvctl("cancel", "9999999", code=NOT_FOUND)[1])
         self.assertEqual(self.json("describe", "job", ids[-1])["state"], "canceled")
         waits = self.start("verify", "-o", "json")
         self.until(lambda: len({j["id"] for j in self.get("jobs")} - set(ids)) > 0, "the job")

@@ -89,7 +89,7 @@ class Usage(TestCase):
                 (["unpin", "12", "--owner", "x"], "name one of"), (["unpin", "xyz"], "xyz"),
                 (["prefetch"], "prefetch what?"), (["demote"], "demote what?"), (["clear"], "clear what?"),
                 (["clear", "--subtree"], "--subtree"), (["clear", "--all", "--key-prefix", "ab"], "--all"),
-                (["verify", "--all"], "--all"), (["cancel"], "usage"), (["cancel", "job"], "not the id"),
+                (["verify", "--all"], "--all"), (["cancel"], "usage"), (["cancel", "1f"], "not the id"),
                 (["config"], "usage"), (["config", "set"], "SIGHUP"), (["log-level", "loud"], "loud"),
                 (["doctor", "x"], "usage"), (["completion", "tcsh"], "tcsh")):
             out, errors = self.kvctl(*args, code=USAGE)
