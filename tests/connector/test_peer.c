@@ -1,11 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The library without an agent, with a sane one, and with ones that misbehave. */
 #include <check.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -547,6 +552,103 @@ START_TEST(close_with_ops_open)
 }
 END_TEST
 
+/* Memory whose last page is there when this says so: who copies from it waits until then. */
+struct late {
+    int fd;
+    char *memory;
+    uint64_t bytes, page;
+};
+
+static bool late_open(struct late *late)
+{
+    struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_THREAD_ID};
+    late->page = (uint64_t)sysconf(_SC_PAGESIZE);
+    late->bytes = (CHUNK_BYTES + late->page - 1) / late->page * late->page;
+    late->fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
+    if (late->fd < 0)
+        return false;
+    late->memory =
+        mmap(NULL, late->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    ck_assert_ptr_ne(late->memory, MAP_FAILED);
+    memset(late->memory, 1, late->bytes - late->page);
+    struct uffdio_register range = {
+        .range = {(uintptr_t)late->memory + late->bytes - late->page, late->page},
+        .mode = UFFDIO_REGISTER_MODE_MISSING};
+    ck_assert_int_eq(ioctl(late->fd, UFFDIO_API, &api), 0);
+    ck_assert_int_eq(ioctl(late->fd, UFFDIO_REGISTER, &range), 0);
+    return true;
+}
+
+/* Wait until a thread waits for it. @return whether that is one which only copies. */
+static bool late_wait(const struct late *late)
+{
+    struct pollfd p = {.fd = late->fd, .events = POLLIN};
+    struct uffd_msg msg;
+    char file[64], name[32] = "";
+    ck_assert_int_eq(poll(&p, 1, 5000), 1);
+    ck_assert_int_eq(read(late->fd, &msg, sizeof(msg)), sizeof(msg));
+    snprintf(file, sizeof(file), "/proc/self/task/%u/comm", msg.arg.pagefault.feat.ptid);
+    FILE *comm = fopen(file, "r");
+    ck_assert_ptr_ne(comm, NULL);
+    ck_assert_ptr_ne(fgets(name, sizeof(name), comm), NULL);
+    fclose(comm);
+    return strcmp(name, "kvtier-copy\n") == 0;
+}
+
+static void late_arrive(struct late *late)
+{
+    struct uffdio_zeropage page = {
+        .range = {(uintptr_t)late->memory + late->bytes - late->page, late->page}};
+    ck_assert_int_eq(ioctl(late->fd, UFFDIO_ZEROPAGE, &page), 0);
+}
+
+static void late_close(struct late *late)
+{
+    close(late->fd);
+    munmap(late->memory, late->bytes);
+}
+
+/*
+ * The agent takes the end of the connection for word that nobody copies any more, and gives the
+ * slots to others: it must not come before.
+ */
+START_TEST(a_connection_ends_after_its_copies)
+{
+    struct late late;
+    bool by_copier = false;
+    kvt_close(session);
+    session_open(0, 2);
+    ck_assert_int_eq(kvt_connect_wait(session, 5000), KVTIER_OK);
+    for (unsigned i = 0; i < PEER_SLOTS / N && !by_copier; i++) {
+        if (!late_open(&late))
+            return; /* a kernel without, or a sandbox that refuses it */
+        /* The last chunk is of a second job, of the other thread as a rule. */
+        layouts[N - 1] =
+            (kvtier_layout){.base = late.memory, .n_outer = 1, .n_inner = 1, .bytes = CHUNK_BYTES};
+        for (unsigned k = 0; k < N; k++)
+            keys[k][1] = (unsigned char)i;
+        ck_assert_int_eq(kvt_store(session, ns, keys, N, layouts, 0, 0, NULL, NULL, NULL),
+                         KVTIER_OK);
+        by_copier = late_wait(&late); /* else the thread that ends connections waits itself */
+        if (by_copier) {
+            unsigned n_hello = atomic_load(&peer.n_hello);
+            fault(PEER_CLOSE, KVT_WIRE_LOAD);
+            ck_assert_int_eq(kvt_load(session, ns, keys[1], 1, &layouts[1], 0, 0, NULL, NULL, NULL),
+                             KVTIER_OK);
+            ck_assert_int_eq(one_done(5000).type, KVTIER_LOAD);
+            usleep(300000); /* its next connection would be there */
+            ck_assert_uint_eq(atomic_load(&peer.n_hello), n_hello);
+        }
+        late_arrive(&late);
+        ck_assert_int_eq(one_done(5000).type, KVTIER_STORE);
+        late_close(&late);
+    }
+    ck_assert(by_copier);
+    fault(PEER_HONEST, 0);
+    ck_assert_int_eq(kvt_connect_wait(session, 5000), KVTIER_OK);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("peer");
@@ -564,6 +666,7 @@ int main(void)
     tcase_add_test(tc, completions_may_wait);
     tcase_add_test(tc, a_child_does_not_use_it);
     tcase_add_test(tc, many_threads);
+    tcase_add_test(tc, a_connection_ends_after_its_copies);
     tcase_add_loop_test(tc, close_with_ops_open, 0, 3);
     suite_add_tcase(suite, tc);
     tc = tcase_create("hostile");
