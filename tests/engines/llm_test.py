@@ -402,7 +402,7 @@ def lease_all(socket_path):
     memory = np.zeros((64, size), np.uint8)
     for i in range(8):
         keys = [bytes([i, j]) + bytes(30) for j in range(64)]
-        client.store(namespace, keys, memory)
+        client.store(namespace, keys, memory, timeout=0.5)  # an agent makes its room as it starts
         client.lookup(namespace, keys, lease_ms=600_000)
     return client
 
