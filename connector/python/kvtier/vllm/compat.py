@@ -282,17 +282,6 @@ def model_identity(vllm_config):
     return name, model.model, revision, config, settings
 
 
-# ---- the scheduler's output --------------------------------------------------------------------
-
-def resumed_ids(cached_reqs):
-    """Requests whose block ids replace the ones known, instead of following them."""
-    return cached_reqs.resumed_req_ids
-
-
-def num_preemptions(request):
-    return getattr(request, "num_preemptions", 0)
-
-
 # ---- tiered offloading -------------------------------------------------------------------------
 
 def tier_arguments(backpressure_detector):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The class that vLLM loads: hands every call to the half that this process has."""
+"""The class that vLLM loads: hands every call to the half that this process has, if it has anything
+to do. Most calls come with every step of the engine, which leaves nothing of them in the caches."""
 
 from . import compat
 from .compat import KVConnectorBase_V1, KVConnectorRole, SupportsHMA
@@ -46,7 +47,14 @@ class KVTierConnector(KVConnectorBase_V1, SupportsHMA):
         """Nothing to wait for, in either generation of this call: blocks of saves are pinned."""
 
     def start_load_kv(self, forward_context, **kwargs):
-        self._half.start_load_kv(self._get_connector_metadata())
+        meta = self._get_connector_metadata()
+        if meta.loads:
+            self._half.start_load_kv(meta)
+
+    def has_connector_metadata(self):
+        """Asked before the two hooks of each layer, which are not needed: they would be called 16
+        to 160 times a step."""
+        return False
 
     def wait_for_layer_load(self, layer_name):
         """Loads are over before a request runs."""
@@ -55,7 +63,9 @@ class KVTierConnector(KVConnectorBase_V1, SupportsHMA):
         """Whole blocks are saved after the step: this is not called under CUDA graphs."""
 
     def wait_for_save(self):
-        self._half.wait_for_save(self._get_connector_metadata())
+        meta = self._get_connector_metadata()
+        if meta.saves:
+            self._half.wait_for_save(meta)
 
     def get_finished(self, finished_req_ids):
         return None, self._half.take_results(finished_req_ids)[0]
@@ -89,7 +99,9 @@ class KVTierConnector(KVConnectorBase_V1, SupportsHMA):
         return self._half.build_connector_meta(scheduler_output)
 
     def update_connector_output(self, connector_output):
-        self._half.update_connector_output(connector_output)
+        if connector_output.kv_connector_worker_meta is not None or \
+                connector_output.finished_recving:
+            self._half.update_connector_output(connector_output)
 
     def request_finished(self, request, block_ids):
         """Blocks may be freed: those of saves under way are pinned one by one."""
@@ -114,7 +126,8 @@ class KVTierConnector(KVConnectorBase_V1, SupportsHMA):
     # ---- both ------------------------------------------------------------------------------
 
     def get_kv_connector_stats(self):
-        return self._half.stats.take()
+        stats = self._half.stats
+        return stats.take() if stats.data else None
 
     def shutdown(self):
         self._half.shutdown()

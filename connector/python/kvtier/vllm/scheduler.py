@@ -26,6 +26,7 @@ from .stats import Stats
 
 LEASE_MARGIN_NS = 500_000_000
 PIN_WAIT_NS = 20_000_000
+ASK_AGAIN = None, False
 
 
 class _Lookup:
@@ -43,7 +44,7 @@ class _Lookup:
 class _Request:
     __slots__ = ("request", "lora", "domain", "keys", "lookup", "hit_tokens", "no_load",
                  "asked_local", "blocks", "next_save", "save_at", "no_save", "preemptions",
-                 "load_tokens", "load_start", "load_failed", "give_up_ns")
+                 "load_tokens", "load_start", "load_failed", "give_up_ns", "waits")
 
     def __init__(self, request, domain, n_groups):
         self.request = request
@@ -58,11 +59,12 @@ class _Request:
         self.blocks = None        # block ids by group
         self.next_save = [0] * n_groups
         self.save_at = 0          # so many tokens complete a chunk; 0: not known
-        self.preemptions = compat.num_preemptions(request)
+        self.preemptions = request.num_preemptions
         self.load_failed = False
         self.load_tokens = 0      # of the load under way
         self.load_start = 0
         self.give_up_ns = 0
+        self.waits = False        # told to ask again, and no answer came since
 
 
 class _Pin:
@@ -242,7 +244,7 @@ class SchedulerHalf:
                 if held < asked:
                     break
             held_by_all[group] = min(held_by_all[group], n)
-        state.next_save, state.save_at = held_by_all, 0
+        state.next_save, state.save_at, state.waits = held_by_all, 0, False
         tokens = min(n * p.chunk_tokens for n, p in zip(held_by_all, self._plans))
         state.hit_tokens = tokens // self._align * self._align
 
@@ -250,6 +252,9 @@ class SchedulerHalf:
         state = self._requests.get(request.request_id)
         if state is None:
             state = self.on_new_request(request)
+        elif state.waits and self._polled and self._now < state.give_up_ns:
+            return ASK_AGAIN  # many may wait, each in every step
+        state.waits = False
         state.asked_local, state.load_tokens = local, 0
         if local and state.lora is not None and self._adapters.mixed(state.lora):
             state.no_save = True  # what it computes may stand on the KV of other weights
@@ -261,7 +266,7 @@ class SchedulerHalf:
             self._now = time.monotonic_ns()
             self._poll()
         now = self._now
-        preemptions = compat.num_preemptions(request)
+        preemptions = request.num_preemptions
         if preemptions != state.preemptions:  # asked again as new
             state.preemptions = preemptions
             state.no_save, state.save_at = not self._may_save, 0  # again from nothing
@@ -278,7 +283,8 @@ class SchedulerHalf:
                 self._send_lookup(state, now)
             if state.hit_tokens is None:
                 if now < state.give_up_ns:
-                    return None, False
+                    state.waits = state.lookup is not None
+                    return ASK_AGAIN
                 self._late(state, now)
                 return 0, False
         extra = min(state.hit_tokens, request.num_tokens) // self._align * self._align - local
@@ -342,6 +348,8 @@ class SchedulerHalf:
         ready = self._ready()
         meta = Meta(self._hash_domain, self._loads, [])
         self._loads = []
+        if not self._may_save:
+            return meta
         for data in scheduler_output.scheduled_new_reqs:
             state = self._requests.get(data.req_id)
             if state is not None:
@@ -350,7 +358,7 @@ class SchedulerHalf:
                     self._computed(state, data.num_computed_tokens, data.req_id,
                                    scheduler_output, meta, ready)
         cached = scheduler_output.scheduled_cached_reqs
-        resumed, scheduled = compat.resumed_ids(cached), scheduler_output.num_scheduled_tokens
+        resumed, scheduled = cached.resumed_req_ids, scheduler_output.num_scheduled_tokens
         requests, all_computed = self._requests, cached.num_computed_tokens
         for i, (req_id, new) in enumerate(zip(cached.req_ids, cached.new_block_ids)):
             state = requests.get(req_id)

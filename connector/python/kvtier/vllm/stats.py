@@ -51,9 +51,7 @@ class Stats(KVConnectorStats):
         return not self.data
 
     def take(self):
-        """What was counted since the last call, or None."""
-        if not self.data:
-            return None
+        """What was counted since the last call."""
         taken, self.data = Stats(data=self.data), {}
         return taken
 

@@ -135,8 +135,6 @@ class WorkerHalf:
         return op, n
 
     def start_load_kv(self, meta):
-        if not meta.loads:
-            return
         self._namespaces(meta)
         now = time.monotonic_ns()
         deadline = now + self._settings.load_timeout_ms * 1_000_000
@@ -156,8 +154,6 @@ class WorkerHalf:
                 self._load_over(req_id, load)
 
     def wait_for_save(self, meta):
-        if not meta.saves:
-            return
         self._namespaces(meta)
         deadline = time.monotonic_ns() + self._settings.save_timeout_ms * 1_000_000
         for save_id, transfers in meta.saves:
@@ -183,8 +179,6 @@ class WorkerHalf:
     # ---- completions -----------------------------------------------------------------------
 
     def poll(self):
-        if not self._ops:
-            return
         for done in self._port.poll():
             self._done(done)
         self._late()
@@ -283,7 +277,8 @@ class WorkerHalf:
 
     def take_results(self, finished_req_ids):
         """(requests whose load is over, of these: failed for several groups)."""
-        self.poll()
+        if self._ops:
+            self.poll()
         for req_id in finished_req_ids:  # aborted: its blocks are wanted back
             load = self._loads.get(req_id)
             if load is not None:
