@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """What KVTier gives to vLLM and what it takes: all figures of one run, on CPUs.
 
-Usage: vllm_bench.py KVTIERD ENGINES [--rounds N] [--only ttft,nothing,step]
+Usage: vllm_bench.py KVTIERD ENGINES [--rounds N] [--only ttft,step]
 with ENGINES/venv/bin/python and PYTHONPATH=ENGINES/vllm-0.32.0:tests/engines
 ENGINES is the folder that tests/engines/make_env.py made.
 
-ttft     time to the first token of a prompt of 4096 tokens (model of 8 layers, hidden 512), which
-         is computed, found in vLLM's own cache, in the agent's memory, on its disk
-nothing  an engine with its connector and the same one without, prompts that nobody has (many
-         rounds)
-step     time in the connector's calls per step of vLLM's scheduler
+ttft    time to the first token of a prompt of 4096 tokens (model of 8 layers, hidden 512), which
+        is computed, found in vLLM's own cache, in the agent's memory, on its disk
+step    time in the connector's calls per step of vLLM's scheduler
 Each prints its medians; ratios are medians of the rounds' ratios.
 """
 
 import argparse
+import gc
 import os
-import random
 import statistics
 import sys
 import time
@@ -23,7 +21,7 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
                                 "engines"))
 from agent import Agent  # noqa: E402
-from clock import SCHEDULER_CALLS, Clock, threads_us  # noqa: E402
+from clock import SCHEDULER_CALLS, Clock  # noqa: E402
 from engine import Engine, prepare, prompt  # noqa: E402
 from make_env import Env  # noqa: E402
 
@@ -81,66 +79,15 @@ def ttft(env, args):
          "vLLM's own cache")
 
 
-def interval(values, draws=4000):
-    """95 % of the median of values drawn again."""
-    source = random.Random(0)
-    medians = sorted(statistics.median(source.choices(values, k=len(values)))
-                     for _ in range(draws))
-    return medians[int(0.025 * draws)], medians[int(0.975 * draws)]
-
-
-def nothing(env, args):
-    """Prompts that nobody has. One engine runs them with its connector, as if it had none, and so
-    once more, within a second: engines in processes of their own differ by more than a connector
-    takes. Beside the ratios what can be counted without noise: time in the connector's calls, and
-    CPU time of the library's threads and of the agent."""
-    agent = Agent(args.kvtierd, host_bytes="2GiB")
-    engines, ways = {}, {"with": False, "without": True, "without, once more": True}
-    try:
-        for name, role in (("lookups", "kv_consumer"), ("lookups and saves", "kv_both")):
-            engines[name] = Engine(env.model("small"), agent.socket, role=role, **OPTIONS,
-                                   extra={"chunk_tokens": 256, "tenant": name})
-        seconds = {name: {way: [] for way in ways} for name in engines}
-        counted = {name: [] for name in engines}
-        source = random.Random(0)
-        for i in range(-2, args.rounds):
-            for name, engine in engines.items():
-                for way in source.sample(list(ways), len(ways)):
-                    before = threads_us(agent.pid)
-                    found = engine.run(*(prompt(1000 + 4 * i + j, n) for j, n in
-                                         enumerate((600, 300, 80, 30))), max_tokens=16,
-                                       reset=True, account=True, bare=ways[way])
-                    assert loaded(found) == 0
-                    if i < 0:
-                        continue
-                    seconds[name][way].append(found["seconds"])
-                    if way == "with":
-                        counted[name].append((*found["account"], threads_us(agent.pid) - before))
-    finally:
-        for engine in engines.values():
-            engine.close()
-        agent.close()
-    for name in engines:
-        show(f"nothing cached, {name}: prompts of 600, 300, 80 and 30 tokens at once, 16 new ones "
-             f"each, {args.rounds} rounds", seconds[name], "without")
-        for way in ("with", "without, once more"):
-            ratios = [s / p for s, p in zip(seconds[name][way], seconds[name]["without"])]
-            low, high = interval(ratios)
-            print(f"  {way:20} {statistics.median(ratios):.4f} of without, 95 %: {low:.4f} to "
-                  f"{high:.4f}")
-        calls, threads, agents = (statistics.mean(each) for each in zip(*counted[name]))
-        whole = statistics.mean(seconds[name]["with"]) * 1e6
-        print(f"  calls {calls / whole:.3%}, library's threads {threads / whole:.3%}, agent "
-              f"{agents / whole:.3%} of the time of one core", flush=True)
-
-
 def step(env, args):
     """The scheduler's half, with 64 requests in each of the states that last."""
     from rig import Rig
     agent = Agent(args.kvtierd, host_bytes="256MiB")
     wide = {"blocks": 4096, "seqs": 64, "budget": 8192, "max_len": 4096}
 
-    def measure(title, rig, steps=300):
+    def measure(title, rig, steps=1000):
+        gc.collect()
+        gc.freeze()  # as an engine core of its own does
         clock = Clock(rig.scheduler.connector, SCHEDULER_CALLS)
         taken = []
         for _ in range(steps):
@@ -175,7 +122,7 @@ def step(env, args):
             rig.add(prompt(i, 64), max_tokens=2000)
         for _ in range(200):
             rig.step()
-        measure("64 decode", rig)
+        measure("64 decode", rig, steps=300)
     finally:
         agent.close()
 
@@ -185,12 +132,12 @@ def main():
     parser.add_argument("kvtierd")
     parser.add_argument("engines")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--only", default="ttft,nothing,step")
+    parser.add_argument("--only", default="ttft,step")
     args = parser.parse_args()
     prepare()
     env = Env(args.engines)
     for name in args.only.split(","):
-        {"ttft": ttft, "nothing": nothing, "step": step}[name](env, args)
+        {"ttft": ttft, "step": step}[name](env, args)
 
 
 if __name__ == "__main__":

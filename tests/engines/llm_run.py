@@ -3,19 +3,15 @@
 
 A step is {"prompts": [[ids]], "max_tokens": n, "salts": [...], "lora": {...}, "reset": forget the
 engine's own cache first, "strike": a signal to the agent or to one of the engine's processes in the
-middle of a load or store, "account": clock the connector's calls, "bare": as if the engine had no
-connector}. The answer has tokens, logprobs,
-seconds, all counters of the connector so far, and as account the microseconds in its calls and of
-CPU in the library's threads.
+middle of a load or store}. The answer has tokens, logprobs, seconds, and all counters of the
+connector so far.
 """
 
-import contextlib
 import os
 import signal
 import sys
 import time
 
-from clock import SCHEDULER_CALLS, WORKER_CALLS, Clock, threads_us
 from vllm import LLM, SamplingParams
 from vllm.config import KVTransferConfig
 from vllm.lora.request import LoRARequest
@@ -79,38 +75,6 @@ def strike(worker, at, pid, before=None, after=None):
     setattr(port, at, once)
 
 
-def account(llm):
-    """Clocks of both halves of the connector, of an engine in one process; reset."""
-    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
-    if scheduler.connector is None:
-        return []
-    if not hasattr(llm, "clocks"):
-        from vllm.distributed.kv_transfer import get_kv_transfer_group
-        llm.clocks = [Clock(scheduler.connector, SCHEDULER_CALLS),
-                      Clock(get_kv_transfer_group(), WORKER_CALLS)]
-    for clock in llm.clocks:
-        clock.take_us()
-    return llm.clocks
-
-
-@contextlib.contextmanager
-def bare(llm):
-    """An engine in one process, idle, as if it had no connector: whatever vLLM looks at before it
-    calls one says that there is none."""
-    from vllm.distributed.kv_transfer import kv_transfer_state
-    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
-    places = ((scheduler, "connector"), (scheduler, "connector_prefix_cache_stats"),
-              (kv_transfer_state, "_KV_CONNECTOR_AGENT"))
-    kept = [getattr(*place) for place in places]
-    for place in places:
-        setattr(*place, None)
-    try:
-        yield
-    finally:
-        for place, value in zip(places, kept):
-            setattr(*place, value)
-
-
 def run_step(llm, step):
     clean = reset(llm) if step.get("reset") else True
     if step.get("strike"):
@@ -118,19 +82,14 @@ def run_step(llm, step):
     salts = step.get("salts") or [None] * len(step["prompts"])
     prompts = [{"prompt_token_ids": p, **({"cache_salt": s} if s else {})}
                for p, s in zip(step["prompts"], salts)]
-    clocks = account(llm) if step.get("account") else []
     sampling = SamplingParams(max_tokens=step.get("max_tokens", 4), temperature=0, logprobs=1,
                               detokenize=False, ignore_eos=True)
     lora = LoRARequest(**step["lora"]) if step.get("lora") else None
-    library = threads_us(os.getpid(), "kvtier")
     began = time.monotonic()
-    with bare(llm) if step.get("bare") else contextlib.nullcontext():
-        outputs = llm.generate(prompts, sampling, use_tqdm=False, lora_request=lora)
+    outputs = llm.generate(prompts, sampling, use_tqdm=False, lora_request=lora)
     took = time.monotonic() - began
     settle(llm)
-    return {"account": [sum(clock.take_us() for clock in clocks),
-                        threads_us(os.getpid(), "kvtier") - library],
-            "tokens": [list(o.outputs[0].token_ids) for o in outputs],
+    return {"tokens": [list(o.outputs[0].token_ids) for o in outputs],
             "logprobs": [[entry[t].logprob for t, entry in
                           zip(o.outputs[0].token_ids, o.outputs[0].logprobs)] for o in outputs],
             "reasons": [o.outputs[0].finish_reason for o in outputs],
