@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "cuda_lane.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #include "kvt/util.h"
@@ -325,13 +324,14 @@ enum kvt_status kvt_lane_init(struct kvt_lane *lane, struct kvt_cuda_device *dev
                               struct kvt_error *err)
 {
     const struct kvt_cuda_api *api = &device->api;
-    *lane = (struct kvt_lane){.device = device, .pin = pin, .arena = arena, .is_load = is_load};
+    memset(lane, 0, sizeof(*lane));
+    lane->device = device;
+    lane->pin = pin;
+    lane->arena = arena;
+    lane->is_load = is_load;
     lane->n_table = (uint32_t)kvt_plan_cut_max(KVT_LANE_PIECES, KVT_LANE_STAGE_BYTES);
     lane->plan.n_max = KVT_LANE_PIECES;
-    lane->plan.pieces = calloc(KVT_LANE_PIECES, sizeof(*lane->plan.pieces));
-    lane->dsts = calloc(KVT_LANE_PIECES, sizeof(*lane->dsts));
-    lane->srcs = calloc(KVT_LANE_PIECES, sizeof(*lane->srcs));
-    lane->sizes = calloc(KVT_LANE_PIECES, sizeof(*lane->sizes));
+    lane->plan.pieces = lane->pieces;
     unsigned result =
         api->stream_create(&lane->stream, KVT_CU_STREAM_NON_BLOCKING, device->priority);
     if (result == KVT_CU_OK)
@@ -343,18 +343,14 @@ enum kvt_status kvt_lane_init(struct kvt_lane *lane, struct kvt_cuda_device *dev
     if (result == KVT_CU_OK)
         result = api->host_alloc((void **)&lane->table, lane->n_table * sizeof(*lane->table),
                                  KVT_CU_HOST_PORTABLE);
-    if (result == KVT_CU_OK && lane->plan.pieces != NULL && lane->dsts != NULL &&
-        lane->srcs != NULL && lane->sizes != NULL) {
-        /* A GPU without room for the stage does without kernels. */
-        if (device->gather != NULL &&
-            api->mem_alloc(&lane->stage, KVT_LANE_STAGE_BYTES) != KVT_CU_OK)
-            lane->stage = 0;
-        return KVT_OK;
-    }
-    kvt_lane_fini(lane);
-    if (result != KVT_CU_OK)
+    if (result != KVT_CU_OK) {
+        kvt_lane_fini(lane);
         return kvt_cuda_error(api, result, "cannot make a stream and its staging memory", err);
-    return kvt_error_set(err, KVT_ERR_NOMEM, "cuda: no memory for plans of copies");
+    }
+    /* A GPU without room for the stage does without kernels. */
+    if (device->gather != NULL && api->mem_alloc(&lane->stage, KVT_LANE_STAGE_BYTES) != KVT_CU_OK)
+        lane->stage = 0;
+    return KVT_OK;
 }
 
 void kvt_lane_fini(struct kvt_lane *lane)
@@ -370,8 +366,4 @@ void kvt_lane_fini(struct kvt_lane *lane)
         (void)api->event_destroy(lane->event);
     if (lane->stream != NULL)
         (void)api->stream_destroy(lane->stream);
-    free(lane->sizes);
-    free(lane->srcs);
-    free(lane->dsts);
-    free(lane->plan.pieces);
 }

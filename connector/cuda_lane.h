@@ -32,11 +32,12 @@ struct kvt_lane {
     char *bounce;            /* registered */
     struct kvt_piece *table; /* registered: the kernels read it from there */
     uint32_t n_table, n_table_used;
-    struct kvt_plan plan;
-    kvt_cu_ptr *dsts, *srcs; /* a batch: KVT_LANE_PIECES each */
-    size_t *sizes;
-    uint32_t n_batch;
     struct kvt_error error; /* of the first call that failed since begin */
+    struct kvt_plan plan;
+    struct kvt_piece pieces[KVT_LANE_PIECES];                /* of the plan */
+    kvt_cu_ptr dsts[KVT_LANE_PIECES], srcs[KVT_LANE_PIECES]; /* a batch */
+    size_t sizes[KVT_LANE_PIECES];
+    uint32_t n_batch;
 };
 
 /** A thread that calls these has gone through kvt_cuda_thread_init(). */
