@@ -24,7 +24,7 @@ struct nvme_xfer {
     struct kvt_job job;
     struct nvme_tier *tier;
     struct kvt_io *io;
-    struct nvme_xfer *next; /* in the free list, the waiting list or the done list */
+    struct nvme_xfer *next; /* in the free, waiting or done list; else in its run */
     unsigned disk;
     uint64_t chunk_offset, header_offset; /* in the store file */
     void *chunk;
@@ -36,6 +36,7 @@ struct nvme_xfer {
     unsigned next_part;
     unsigned n_inflight;
     unsigned n_retries;
+    unsigned n_run; /* headers that went as one request with this one's, by next; 1 else */
     struct nvme_xfer *next_landed; /* in the list of those of which parts ended in this poll */
     bool has_landed;
     /* Which pieces of a read are here, how far they are here without a gap, and how much of that

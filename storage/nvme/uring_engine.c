@@ -2,8 +2,9 @@
 /*
  * Transfers by io_uring. Chunks of a slab stand one after the other on disk, and so do their header
  * pages behind them. Requests of the same kind are put into the ring next to each other, so that
- * the block layer merges those of a batch whose slots are neighbours. A chunk is cut into pieces,
- * which the disk works on at the same time.
+ * the block layer merges those of a batch whose slots are neighbours; header pages that are go as
+ * one request, or small chunks would take two each. A chunk is cut into pieces, which the disk
+ * works on at the same time.
  */
 #include <errno.h>
 #include <liburing.h>
@@ -25,18 +26,22 @@
 #define ENTER_BYTES    (UINT64_C(4) << 20)
 #define PUMP_NS        UINT64_C(25000) /* of the reactor, in which clients wait */
 #define REAP_FIRST     16              /* requests that ended make room for some that begin */
+#define RUN_MAX        64u             /* header pages of one request */
 
 struct nvme_uring {
     struct io_uring ring;
     unsigned n_entries;
-    unsigned n_inflight; /* requests in the ring or with the kernel; at most n_entries */
+    unsigned n_inflight; /* parts in the ring or with the kernel; at most n_entries */
+    unsigned n_requests; /* they are; fewer, where headers go together */
     bool has_fixed_files;
     bool has_buffers;
     bool has_fixed_headers;
     /* Transfers with parts not yet in the ring: reads, writes. Somebody waits for a read: they go
      * first. */
     struct nvme_list waiting[2];
-    struct nvme_list headers; /* of transfers whose pieces are in the ring */
+    struct nvme_list headers; /* of transfers whose pieces are in the ring; by place on disk */
+    struct iovec *iovecs;     /* n_xfers: of runs of headers that the kernel was not told of yet */
+    unsigned n_iovecs;
     /* Parts of them ended in this poll; nothing was done with them yet. First come, first served.
      */
     struct nvme_xfer *landed, **landed_tail;
@@ -72,6 +77,26 @@ static uint64_t part_bytes(const struct nvme_xfer *xfer, unsigned part)
     return KVT_MIN(NVME_PIECE_BYTES, xfer->io->slot_bytes - part * NVME_PIECE_BYTES);
 }
 
+/* Complete a request of the ring: of n parts, bytes in all. */
+static void request_add(struct nvme_tier *tier, struct io_uring_sqe *sqe, struct nvme_xfer *xfer,
+                        uint64_t tag, unsigned n, uint64_t bytes)
+{
+    struct nvme_uring *uring = tier->uring;
+    if (uring->has_fixed_files)
+        io_uring_sqe_set_flags(sqe, IOSQE_FIXED_FILE);
+    io_uring_sqe_set_data64(sqe, tag);
+    uring->n_inflight += n;
+    uring->n_requests++;
+    uring->n_enter -= KVT_MIN(uring->n_enter, 1u);
+    uring->enter_bytes -= KVT_MIN(uring->enter_bytes, bytes);
+    uring->bytes[direction_of(xfer)] += bytes;
+}
+
+static int disk_fd(const struct nvme_tier *tier, const struct nvme_xfer *xfer)
+{
+    return tier->uring->has_fixed_files ? (int)xfer->disk : tier->files.fds[xfer->disk];
+}
+
 static void part_queue(struct nvme_tier *tier, struct nvme_xfer *xfer, unsigned part,
                        uint64_t n_pages_done)
 {
@@ -83,7 +108,7 @@ static void part_queue(struct nvme_tier *tier, struct nvme_xfer *xfer, unsigned 
     uint64_t bytes = part_bytes(xfer, part);
     char *addr = header ? (char *)io->header : (char *)xfer->chunk + at;
     uint64_t offset = (header ? xfer->header_offset : xfer->chunk_offset + at) + skip;
-    int fd = uring->has_fixed_files ? (int)xfer->disk : tier->files.fds[xfer->disk];
+    int fd = disk_fd(tier, xfer);
     bool is_fixed = header ? uring->has_fixed_headers
                            : io->arena_slab < tier->n_arena_slabs &&
                                  atomic_load_explicit(&uring->is_registered[io->arena_slab],
@@ -104,14 +129,11 @@ static void part_queue(struct nvme_tier *tier, struct nvme_xfer *xfer, unsigned 
         else
             io_uring_prep_write(sqe, fd, addr, len, offset);
     }
-    if (uring->has_fixed_files)
-        io_uring_sqe_set_flags(sqe, IOSQE_FIXED_FILE);
-    io_uring_sqe_set_data64(sqe, tag_make((uint64_t)(xfer - tier->xfers), part, n_pages_done));
-    uring->n_inflight++;
-    uring->n_enter -= KVT_MIN(uring->n_enter, 1u);
-    uring->enter_bytes -= KVT_MIN(uring->enter_bytes, (uint64_t)len);
+    uint64_t tag = tag_make((uint64_t)(xfer - tier->xfers), part, n_pages_done);
+    if (header)
+        xfer->n_run = 1;
     xfer->n_inflight++;
-    uring->bytes[direction_of(xfer)] += len;
+    request_add(tier, sqe, xfer, tag, 1, len);
 }
 
 static bool disk_has_room(const struct nvme_tier *tier, const struct nvme_xfer *xfer)
@@ -124,6 +146,23 @@ static bool disk_has_room(const struct nvme_tier *tier, const struct nvme_xfer *
     return uring->bytes[direction_of(xfer)] < (xfer->io->type == KVT_IO_READ
                                                    ? tier->limits.read_bytes_max
                                                    : tier->limits.write_bytes_max);
+}
+
+static bool header_is_before(const struct nvme_xfer *a, const struct nvme_xfer *b)
+{
+    return a->disk != b->disk ? a->disk < b->disk : a->header_offset < b->header_offset;
+}
+
+/* Slots of a slab are given out in order, so that most belong at the end. */
+static void header_wait(struct nvme_uring *uring, struct nvme_xfer *xfer)
+{
+    struct nvme_xfer **at = &uring->headers.head;
+    while (*at != NULL && header_is_before(*at, xfer))
+        at = &(*at)->next;
+    xfer->next = *at;
+    *at = xfer;
+    if (xfer->next == NULL)
+        uring->headers.tail = &xfer->next;
 }
 
 /* False: more could go. */
@@ -140,9 +179,49 @@ static bool waiting_pump(struct nvme_tier *tier, struct nvme_list *waiting)
             continue;
         (void)nvme_list_pop(waiting);
         if (xfer->next_part < xfer->n_parts)
-            nvme_list_push(&tier->uring->headers, xfer);
+            header_wait(tier->uring, xfer);
     }
     return true;
+}
+
+/* Whether b's header page stands behind a's and goes the same way. */
+static bool header_follows(const struct nvme_xfer *a, const struct nvme_xfer *b)
+{
+    return b != NULL && b->disk == a->disk && b->io->type == a->io->type &&
+           b->header_offset == a->header_offset + KVT_SLOT_HEADER_BYTES;
+}
+
+/* The next header that waits, with those behind it on disk. */
+static void run_queue(struct nvme_tier *tier)
+{
+    struct nvme_uring *uring = tier->uring;
+    struct nvme_xfer *first = nvme_list_pop(&uring->headers), *last = first;
+    struct iovec *iovecs = uring->iovecs + uring->n_iovecs;
+    unsigned n_max = KVT_MIN(KVT_MIN(RUN_MAX, tier->n_xfers - uring->n_iovecs),
+                             uring->n_entries - uring->n_inflight);
+    unsigned n = 1;
+    for (; n < n_max && header_follows(last, uring->headers.head); n++)
+        last = nvme_list_pop(&uring->headers); /* and still the next of the one before */
+    if (n == 1) {
+        part_queue(tier, first, first->next_part++, 0);
+        return;
+    }
+    struct nvme_xfer *xfer = first;
+    for (unsigned i = 0; i < n; i++, xfer = xfer->next) {
+        iovecs[i] = (struct iovec){xfer->io->header, KVT_SLOT_HEADER_BYTES};
+        xfer->next_part++;
+        xfer->n_inflight++;
+    }
+    uring->n_iovecs += n;
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&uring->ring);
+    KVT_ASSERT(sqe != NULL); /* as for parts */
+    if (first->io->type == KVT_IO_READ)
+        io_uring_prep_readv(sqe, disk_fd(tier, first), iovecs, n, first->header_offset);
+    else
+        io_uring_prep_writev(sqe, disk_fd(tier, first), iovecs, n, first->header_offset);
+    first->n_run = n;
+    uint64_t tag = tag_make((uint64_t)(first - tier->xfers), first->n_pieces_all, 0);
+    request_add(tier, sqe, first, tag, n, n * KVT_SLOT_HEADER_BYTES);
 }
 
 /* False: more could go. */
@@ -152,8 +231,7 @@ static bool headers_pump(struct nvme_tier *tier)
     while (uring->headers.head != NULL && uring->n_inflight < uring->n_entries) {
         if (uring->n_enter == 0)
             return false;
-        struct nvme_xfer *xfer = nvme_list_pop(&uring->headers);
-        part_queue(tier, xfer, xfer->next_part++, 0);
+        run_queue(tier);
     }
     return true;
 }
@@ -165,6 +243,8 @@ static bool pump_once(struct nvme_tier *tier)
     struct nvme_uring *uring = tier->uring;
     bool all = true;
     uring->n_enter = ENTER_REQUESTS;
+    if (io_uring_sq_ready(&uring->ring) == 0)
+        uring->n_iovecs = 0; /* the kernel keeps what it was told of */
     uring->enter_bytes = ENTER_BYTES;
     for (unsigned i = 0; i < KVT_ARRAY_LEN(uring->waiting) && all; i++)
         all = waiting_pump(tier, &uring->waiting[i]);
@@ -176,7 +256,7 @@ static bool pump_once(struct nvme_tier *tier)
     /* Refused for now (memory, a signal): what stays in the ring goes with the next call, which
      * comes at the next completion; without one on its way we ask for it ourselves. */
     int rc = io_uring_submit(&uring->ring);
-    if (rc < 0 && io_uring_sq_ready(&uring->ring) == uring->n_inflight)
+    if (rc < 0 && io_uring_sq_ready(&uring->ring) == uring->n_requests)
         (void)eventfd_write(tier->event_fd, 1);
     return all;
 }
@@ -238,16 +318,15 @@ static bool is_whole(const struct nvme_xfer *xfer)
     return xfer->n_inflight == 0 && xfer->next_part >= xfer->n_parts;
 }
 
-static void part_ended(struct nvme_tier *tier, uint64_t tag, int res)
+static void part_ended(struct nvme_tier *tier, struct nvme_xfer *xfer, unsigned part,
+                       uint64_t n_pages_done, int res)
 {
-    struct nvme_xfer *xfer = &tier->xfers[tag >> 48];
-    unsigned part = tag >> 32 & 0xffff;
     uint64_t n_pages;
     tier->uring->n_inflight--;
     xfer->n_inflight--;
     tier->uring->bytes[direction_of(xfer)] -=
-        part_bytes(xfer, part) - (tag & UINT32_MAX) * KVT_PAGE_BYTES;
-    if (part_goes_on(tier, xfer, part, tag & UINT32_MAX, res, &n_pages)) {
+        part_bytes(xfer, part) - n_pages_done * KVT_PAGE_BYTES;
+    if (part_goes_on(tier, xfer, part, n_pages_done, res, &n_pages)) {
         part_queue(tier, xfer, part, n_pages);
         return;
     }
@@ -259,6 +338,27 @@ static void part_ended(struct nvme_tier *tier, uint64_t tag, int res)
         xfer->has_landed = true;
         *tier->uring->landed_tail = xfer;
         tier->uring->landed_tail = &xfer->next_landed;
+    }
+}
+
+/* What went together ended. Where not all of it went well each of the rest goes again alone: what
+ * is wrong with one page is not the others' fault. */
+static void request_ended(struct nvme_tier *tier, uint64_t tag, int res)
+{
+    struct nvme_xfer *xfer = &tier->xfers[tag >> 48];
+    unsigned part = tag >> 32 & 0xffff, n = xfer->n_run;
+    tier->uring->n_requests--;
+    if (n == 1 || !is_header(xfer, part)) {
+        part_ended(tier, xfer, part, tag & UINT32_MAX, res);
+        return;
+    }
+    for (unsigned i = 0; i < n; i++) {
+        struct nvme_xfer *next = xfer->next;
+        bool went = res >= (int)KVT_SLOT_HEADER_BYTES;
+        if (went)
+            res -= (int)KVT_SLOT_HEADER_BYTES;
+        part_ended(tier, xfer, xfer->n_pieces_all, 0, went ? (int)KVT_SLOT_HEADER_BYTES : -EAGAIN);
+        xfer = next;
     }
 }
 
@@ -289,7 +389,7 @@ static void uring_reap(struct nvme_tier *tier)
         uint64_t tag = io_uring_cqe_get_data64(cqe);
         int res = cqe->res;
         io_uring_cqe_seen(&uring->ring, cqe);
-        part_ended(tier, tag, res);
+        request_ended(tier, tag, res);
         /* The disk first: where all of its requests ended at once it has nothing to do, and each of
          * them takes us a little. */
         if (++n == REAP_FIRST)
@@ -298,6 +398,13 @@ static void uring_reap(struct nvme_tier *tier)
     /* And again before what they brought, for which workers are to be woken. */
     uring_pump(tier);
     landed_handle(tier);
+}
+
+static void uring_free(struct nvme_uring *uring)
+{
+    free(uring->iovecs);
+    free(uring->is_registered);
+    free(uring);
 }
 
 static void uring_close(struct nvme_tier *tier)
@@ -313,8 +420,7 @@ static void uring_close(struct nvme_tier *tier)
         (void)io_uring_submit_and_wait(&uring->ring, 1);
     }
     io_uring_queue_exit(&uring->ring);
-    free(uring->is_registered);
-    free(uring);
+    uring_free(uring);
 }
 
 static bool buffer_register(struct nvme_uring *uring, unsigned index, void *addr, uint64_t bytes)
@@ -352,10 +458,11 @@ int nvme_uring_open(struct nvme_tier *tier)
     nvme_list_init(&uring->headers);
     uring->landed_tail = &uring->landed;
     uring->is_registered = calloc(tier->n_arena_slabs, sizeof(*uring->is_registered));
+    uring->iovecs = calloc(tier->n_xfers, sizeof(*uring->iovecs));
     uring->n_entries = 64;
     while (uring->n_entries < 4 * tier->queue_depth && uring->n_entries < 1024)
         uring->n_entries *= 2;
-    int rc = uring->is_registered == NULL ? -ENOMEM : 0;
+    int rc = uring->is_registered == NULL || uring->iovecs == NULL ? -ENOMEM : 0;
     if (rc == 0) {
         /* Completions wait for our next entry into the kernel instead of interrupting us. */
         rc = io_uring_queue_init(uring->n_entries, &uring->ring,
@@ -364,15 +471,13 @@ int nvme_uring_open(struct nvme_tier *tier)
             rc = io_uring_queue_init(uring->n_entries, &uring->ring, 0);
     }
     if (rc != 0) {
-        free(uring->is_registered);
-        free(uring);
+        uring_free(uring);
         return -rc;
     }
     rc = io_uring_register_eventfd(&uring->ring, tier->event_fd);
     if (rc != 0) {
         io_uring_queue_exit(&uring->ring);
-        free(uring->is_registered);
-        free(uring);
+        uring_free(uring);
         return -rc;
     }
     /* Whatever is refused here goes without. */

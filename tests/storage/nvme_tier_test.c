@@ -186,6 +186,41 @@ START_TEST(a_file_cut_short_is_an_error)
 }
 END_TEST
 
+/* Headers next to each other go as one request: what happens to one does not happen to others. */
+START_TEST(a_header_that_is_lost_takes_no_other_with_it)
+{
+    static const uint32_t order[] = {7, 2, 0, 11, 3, 1, 12, 5, 4, 9, 6, 14}; /* 8, 10, 13 apart */
+    static const uint32_t cuts[] = {5, 0, 12, 14};
+    struct kvt_io ios[KVT_ARRAY_LEN(order)];
+    struct fixture fix;
+    fixture_init(&fix, _i);
+    fixture_must_open(&fix, is_registered(_i));
+    for (unsigned cut = 0; cut < KVT_ARRAY_LEN(cuts); cut++) {
+        for (unsigned i = 0; i < KVT_ARRAY_LEN(order); i++)
+            fixture_io(&fix, &ios[i], KVT_IO_WRITE, i, FIX_CHUNK_BYTES, 0, order[i],
+                       FIX_CHUNK_BYTES, order[i] + 100 * cut);
+        fixture_run(&fix, ios, KVT_ARRAY_LEN(order));
+        for (unsigned i = 0; i < KVT_ARRAY_LEN(order); i++)
+            ck_assert_int_eq(ios[i].status, KVT_OK);
+        /* In the middle of a header, and the next time at its start. */
+        off_t end = (off_t)fixture_header_offset(cuts[cut]) + (cut % 2 == 0 ? 1000 : 0);
+        ck_assert_int_eq(truncate(fix.config.disks[0].path, end), 0);
+        for (unsigned i = 0; i < KVT_ARRAY_LEN(order); i++)
+            fixture_io(&fix, &ios[i], KVT_IO_READ, i, FIX_CHUNK_BYTES, 0, order[i], FIX_CHUNK_BYTES,
+                       order[i] + 100 * cut);
+        fixture_run(&fix, ios, KVT_ARRAY_LEN(order));
+        for (unsigned i = 0; i < KVT_ARRAY_LEN(order); i++) {
+            ck_assert_msg((ios[i].status == KVT_OK) == (order[i] < cuts[cut]),
+                          "cut at %u, slot %u: %s", cuts[cut], order[i],
+                          kvt_status_str(ios[i].status));
+            ck_assert(ios[i].status != KVT_OK ||
+                      fixture_matches(&fix, &ios[i], order[i] + 100 * cut));
+        }
+    }
+    fixture_fini(&fix);
+}
+END_TEST
+
 START_TEST(places_that_do_not_exist_are_refused)
 {
     struct fixture fix;
@@ -258,6 +293,7 @@ int main(void)
     tcase_add_loop_test(tcase, damage_is_never_served, 0, N_VARIANTS);
     tcase_add_loop_test(tcase, damage_of_a_large_chunk_is_never_served, 0, N_VARIANTS);
     tcase_add_loop_test(tcase, a_file_cut_short_is_an_error, 0, N_VARIANTS);
+    tcase_add_loop_test(tcase, a_header_that_is_lost_takes_no_other_with_it, 0, N_VARIANTS);
     tcase_add_loop_test(tcase, places_that_do_not_exist_are_refused, 0, 2);
     tcase_add_loop_test(tcase, more_than_the_depth_is_back_pressure, 0, 2);
     tcase_add_loop_test(tcase, what_it_says_of_itself, 0, 2);
