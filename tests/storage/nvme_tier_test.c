@@ -2,8 +2,10 @@
 /* What the block tier promises, over each engine, page size and way of registration. */
 #include <check.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -221,6 +223,34 @@ START_TEST(a_header_that_is_lost_takes_no_other_with_it)
 }
 END_TEST
 
+/* The same for writes, of which the kernel takes no more than up to a limit. */
+START_TEST(a_header_that_is_refused_takes_no_other_with_it)
+{
+    enum { N = 12, N_OK = 5 };
+    struct kvt_io ios[N];
+    struct fixture fix;
+    struct rlimit whole, cut;
+    fixture_init(&fix, _i);
+    fixture_must_open(&fix, is_registered(_i));
+    ck_assert_int_eq(getrlimit(RLIMIT_FSIZE, &whole), 0);
+    cut = whole;
+    cut.rlim_cur = fixture_header_offset(N_OK);
+    signal(SIGXFSZ, SIG_IGN);
+    ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &cut), 0);
+    for (uint32_t slot = 0; slot < N; slot++)
+        fixture_io(&fix, &ios[slot], KVT_IO_WRITE, slot, FIX_CHUNK_BYTES, 0, slot, FIX_CHUNK_BYTES,
+                   slot);
+    fixture_run(&fix, ios, N);
+    ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &whole), 0);
+    for (uint32_t slot = 0; slot < N; slot++) {
+        ck_assert_int_eq(ios[slot].status, slot < N_OK ? KVT_OK : KVT_ERR_IO);
+        ck_assert_int_eq(fixture_read_whole(&fix, slot, slot),
+                         slot < N_OK ? KVT_OK : KVT_ERR_CORRUPT);
+    }
+    fixture_fini(&fix);
+}
+END_TEST
+
 START_TEST(places_that_do_not_exist_are_refused)
 {
     struct fixture fix;
@@ -294,6 +324,7 @@ int main(void)
     tcase_add_loop_test(tcase, damage_of_a_large_chunk_is_never_served, 0, N_VARIANTS);
     tcase_add_loop_test(tcase, a_file_cut_short_is_an_error, 0, N_VARIANTS);
     tcase_add_loop_test(tcase, a_header_that_is_lost_takes_no_other_with_it, 0, N_VARIANTS);
+    tcase_add_loop_test(tcase, a_header_that_is_refused_takes_no_other_with_it, 0, N_VARIANTS);
     tcase_add_loop_test(tcase, places_that_do_not_exist_are_refused, 0, 2);
     tcase_add_loop_test(tcase, more_than_the_depth_is_back_pressure, 0, 2);
     tcase_add_loop_test(tcase, what_it_says_of_itself, 0, 2);
