@@ -165,30 +165,35 @@ static enum kvt_status measure_close(struct kvt_mover *m, const uint8_t *keys, s
     return kvt_interrupted() ? kvt_error_set(err, KVT_ERR_CANCELED, "interrupted") : KVT_OK;
 }
 
-/* The prompts, and others until the index has so many. */
-static enum kvt_status fill_index(struct kvt_micro *micro, struct kvt_mover *m, uint64_t n_chunks,
-                                  struct kvt_error *err)
+static bool chunks_count(struct kvt_mover *m, uint64_t *n_p)
 {
     struct kvt_counters counters;
-    if (!kvt_counters_read(m->session, &counters))
+    bool answered = kvt_counters_read(m->session, &counters);
+    *n_p = answered ? kvt_counters_get(&counters, "chunks") : 0;
+    return answered;
+}
+
+/* The prompts, and others until the index has so many, or more if it had them before. */
+static enum kvt_status fill_index(struct kvt_micro *micro, struct kvt_mover *m, uint64_t n_chunks,
+                                  uint64_t *n_chunks_p, struct kvt_error *err)
+{
+    uint64_t n_new = micro->n_lookup_ids == 0 ? (uint64_t)N_PROMPTS * N_CHUNKS : 0, n_held;
+    if (!chunks_count(m, &n_held))
         return kvt_error_set(err, KVT_ERR_UNREACH, "micro: the agent does not answer");
-    uint64_t n_prompts = (uint64_t)N_PROMPTS * N_CHUNKS;
-    uint64_t n_held = kvt_counters_get(&counters, "chunks");
-    if (n_held > 0 && micro->n_lookup_ids == 0)
-        return kvt_error_set(err, KVT_ERR_NOTSUP, "only for an agent that is empty at first");
-    uint64_t n_new = n_held == 0 ? n_prompts : 0;
-    if (n_chunks < n_held + n_new || n_chunks * CHUNK_BYTES > micro->arena_bytes / 10 * 9)
+    uint64_t n_more = n_chunks - KVT_MIN(n_chunks, n_held + n_new);
+    if ((n_new + n_more) * CHUNK_BYTES > micro->arena_bytes / 10 * 9)
         return kvt_error_set(err, KVT_ERR_NOTSUP,
-                             "%llu chunks in the index: takes from %llu up to 0.9 of the arena in "
-                             "chunks of 4KiB, in rising order",
-                             (unsigned long long)n_chunks, (unsigned long long)n_prompts);
+                             "%llu chunks of 4KiB are more than 0.9 of the arena: use a larger "
+                             "--arena-bytes",
+                             (unsigned long long)(n_new + n_more));
     enum kvt_status status = KVT_OK;
     if (n_new > 0)
-        status = store_chunks(m, FIRST_PROMPT, n_prompts, err);
-    uint64_t n_more = n_chunks - n_held - n_new;
+        status = store_chunks(m, FIRST_PROMPT, n_new, err);
     if (status == KVT_OK)
         status = store_chunks(m, micro->n_lookup_ids, n_more, err);
     micro->n_lookup_ids += n_more + 1;
+    if (status == KVT_OK && !chunks_count(m, n_chunks_p))
+        status = kvt_error_set(err, KVT_ERR_UNREACH, "micro: the agent does not answer");
     return status;
 }
 
@@ -209,7 +214,7 @@ enum kvt_status kvt_micro_lookup(struct kvt_micro *micro, uint64_t n_chunks_in_i
     if (status == KVT_OK)
         status = kvt_roundtrip_open(&roundtrip, err);
     if (status == KVT_OK)
-        status = fill_index(micro, m, n_chunks_in_index, err);
+        status = fill_index(micro, m, n_chunks_in_index, &n_chunks_in_index, err);
     if (status == KVT_OK)
         status = measure(m, roundtrip, keys, IDLE_CALLS, true, &idle, err);
     if (status == KVT_OK)
