@@ -139,7 +139,9 @@ static void part_queue(struct nvme_tier *tier, struct nvme_xfer *xfer, unsigned 
 static bool disk_has_room(const struct nvme_tier *tier, const struct nvme_xfer *xfer)
 {
     const struct nvme_uring *uring = tier->uring;
-    if (uring->n_inflight == uring->n_entries)
+    /* Headers that wait find a place as well, however many chunks there are. */
+    if (uring->n_inflight + (uring->headers.head != NULL ? uring->n_entries / 8 : 0) >=
+        uring->n_entries)
         return false;
     if (xfer->next_part == 0 && uring->n_at_disk == tier->queue_depth)
         return false;
@@ -156,13 +158,17 @@ static bool header_is_before(const struct nvme_xfer *a, const struct nvme_xfer *
 /* Slots of a slab are given out in order, so that most belong at the end. */
 static void header_wait(struct nvme_uring *uring, struct nvme_xfer *xfer)
 {
-    struct nvme_xfer **at = &uring->headers.head;
-    while (*at != NULL && header_is_before(*at, xfer))
+    struct nvme_list *list = &uring->headers;
+    struct nvme_xfer **at = &list->head;
+    if (*at == NULL ||
+        header_is_before(kvt_container_of(list->tail, struct nvme_xfer, next), xfer)) {
+        nvme_list_push(list, xfer);
+        return;
+    }
+    while (header_is_before(*at, xfer)) /* ends: the last one is not before it */
         at = &(*at)->next;
     xfer->next = *at;
     *at = xfer;
-    if (xfer->next == NULL)
-        uring->headers.tail = &xfer->next;
 }
 
 /* False: more could go. */
@@ -229,7 +235,7 @@ static bool headers_pump(struct nvme_tier *tier)
 {
     struct nvme_uring *uring = tier->uring;
     while (uring->headers.head != NULL && uring->n_inflight < uring->n_entries) {
-        if (uring->n_enter == 0)
+        if (uring->n_enter == 0 || uring->enter_bytes == 0)
             return false;
         run_queue(tier);
     }
@@ -243,8 +249,6 @@ static bool pump_once(struct nvme_tier *tier)
     struct nvme_uring *uring = tier->uring;
     bool all = true;
     uring->n_enter = ENTER_REQUESTS;
-    if (io_uring_sq_ready(&uring->ring) == 0)
-        uring->n_iovecs = 0; /* the kernel keeps what it was told of */
     uring->enter_bytes = ENTER_BYTES;
     for (unsigned i = 0; i < KVT_ARRAY_LEN(uring->waiting) && all; i++)
         all = waiting_pump(tier, &uring->waiting[i]);
@@ -258,6 +262,8 @@ static bool pump_once(struct nvme_tier *tier)
     int rc = io_uring_submit(&uring->ring);
     if (rc < 0 && io_uring_sq_ready(&uring->ring) == uring->n_requests)
         (void)eventfd_write(tier->event_fd, 1);
+    if (io_uring_sq_ready(&uring->ring) == 0)
+        uring->n_iovecs = 0; /* the kernel keeps what it was told of */
     return all;
 }
 
@@ -357,6 +363,8 @@ static void request_ended(struct nvme_tier *tier, uint64_t tag, int res)
         bool went = res >= (int)KVT_SLOT_HEADER_BYTES;
         if (went)
             res -= (int)KVT_SLOT_HEADER_BYTES;
+        else if (xfer->n_retries > 0)
+            xfer->n_retries--; /* not one of its own */
         part_ended(tier, xfer, xfer->n_pieces_all, 0, went ? (int)KVT_SLOT_HEADER_BYTES : -EAGAIN);
         xfer = next;
     }
