@@ -60,7 +60,8 @@ static void help(void)
         "\n"
         "  host_store, host_load    beside memcpy of the same pieces by one thread\n"
         "  nvme_write, nvme_read    durable stores, loads of what is on NVMe alone, beside raw\n"
-        "                           io_uring O_DIRECT of the same size on the same blocks\n"
+        "                           io_uring O_DIRECT of the same size on the same blocks, and\n"
+        "                           beside that while another thread copies as many bytes\n"
         "  lookup                   of a 512-chunk prefix, beside an empty message and its answer\n"
         "  lookup_under_load        while loads keep the disk busy\n"
         "  idle_cpu                 per cent of a core that an idle agent takes\n"
@@ -176,20 +177,32 @@ void kvt_rounds_report(const struct kvt_rounds *rounds, struct kvt_micro *micro,
                        uint64_t object_bytes, uint64_t round_bytes, const char *reference)
 {
     float ours[KVT_ROUNDS_MAX], theirs[KVT_ROUNDS_MAX], ratios[KVT_ROUNDS_MAX];
+    float copying[KVT_ROUNDS_MAX], ratios_copying[KVT_ROUNDS_MAX];
+    bool has_copying = rounds->n > 0 && rounds->copying_seconds[0] > 0;
     for (unsigned i = 0; i < rounds->n; i++) {
         ours[i] = (float)round_bytes / rounds->seconds[i];
         theirs[i] = (float)round_bytes / rounds->reference_seconds[i];
         ratios[i] = ours[i] / theirs[i];
+        if (has_copying) {
+            copying[i] = (float)round_bytes / rounds->copying_seconds[i];
+            ratios_copying[i] = ours[i] / copying[i];
+        }
     }
-    json_array_append_new(
-        micro->results,
+    json_t *result =
         json_pack("{s:s, s:I, s:f, s:s, s:f, s:f, s:f, s:f, s:i}", "name", name, "object_bytes",
                   (json_int_t)object_bytes, "bytes_per_s",
                   kvt_samples_quantile(ours, rounds->n, 0.5), "reference", reference,
                   "reference_bytes_per_s", kvt_samples_quantile(theirs, rounds->n, 0.5), "ratio",
                   kvt_samples_quantile(ratios, rounds->n, 0.5), "ratio_p10",
                   kvt_samples_quantile(ratios, rounds->n, 0.1), "ratio_p90",
-                  kvt_samples_quantile(ratios, rounds->n, 0.9), "rounds", (int)rounds->n));
+                  kvt_samples_quantile(ratios, rounds->n, 0.9), "rounds", (int)rounds->n);
+    if (has_copying) {
+        json_object_set_new(result, "reference_copying_bytes_per_s",
+                            json_real(kvt_samples_quantile(copying, rounds->n, 0.5)));
+        json_object_set_new(result, "ratio_copying",
+                            json_real(kvt_samples_quantile(ratios_copying, rounds->n, 0.5)));
+    }
+    json_array_append_new(micro->results, result);
 }
 
 /* --- running --------------------------------------------------------------------------------- */
@@ -323,11 +336,14 @@ static void print_table(const json_t *results)
             char size[KVT_UNITS_TEXT_BYTES];
             kvt_bytes_format((uint64_t)json_integer_value(json_object_get(r, "object_bytes")),
                              size);
-            printf("%-12s %8s  %7.2f GB/s  of %7.2f  ratio %.3f  (%s)\n", name, size,
+            printf("%-12s %8s  %7.2f GB/s  of %7.2f  ratio %.3f", name, size,
                    json_real_value(json_object_get(r, "bytes_per_s")) / 1e9,
                    json_real_value(json_object_get(r, "reference_bytes_per_s")) / 1e9,
-                   json_real_value(json_object_get(r, "ratio")),
-                   json_string_value(json_object_get(r, "reference")));
+                   json_real_value(json_object_get(r, "ratio")));
+            const json_t *copying = json_object_get(r, "ratio_copying");
+            if (copying != NULL)
+                printf(", %.3f beside a copy", json_real_value(copying));
+            printf("  (%s)\n", json_string_value(json_object_get(r, "reference")));
             continue;
         }
         printf("%s", name);

@@ -56,8 +56,14 @@ static inline uint64_t kvt_spread(uint64_t k, uint64_t n_rows, uint64_t run, uin
     return (k * n_all / n_rows + run) % n_all;
 }
 
-/** One run; the next one goes elsewhere. */
-enum kvt_status kvt_disk_run(struct kvt_disk *disk, bool write, uint64_t *ns_p,
+/**
+ * One run; the next one goes elsewhere.
+ *
+ * @param copy  NULL, or memory of a run's size to which another thread copies its bytes meanwhile,
+ *              each object when its write begins or when a read ended: what the disk does beside a
+ *              core that uses memory, as a cache's client must.
+ */
+enum kvt_status kvt_disk_run(struct kvt_disk *disk, bool write, void *copy, uint64_t *ns_p,
                              struct kvt_error *err) KVT_MUST_CHECK;
 
 #endif

@@ -40,9 +40,11 @@ enum kvt_status kvt_micro_ready(struct kvt_micro *micro, uint64_t arena_bytes,
 #define KVT_ROUNDS_MAX 256
 struct kvt_rounds {
     float seconds[KVT_ROUNDS_MAX], reference_seconds[KVT_ROUNDS_MAX];
+    float copying_seconds[KVT_ROUNDS_MAX]; /* reference beside a thread that copies; 0: none */
     unsigned n;
 };
-/** Append {name, object_bytes, bytes_per_s, reference, reference_bytes_per_s, ratio, rounds}. */
+/** Append {name, object_bytes, bytes_per_s, reference, reference_bytes_per_s, ratio, rounds}, and
+ * {reference_copying_bytes_per_s, ratio_copying} if that was measured. */
 void kvt_rounds_report(const struct kvt_rounds *rounds, struct kvt_micro *micro, const char *name,
                        uint64_t object_bytes, uint64_t round_bytes, const char *reference);
 

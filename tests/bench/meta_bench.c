@@ -5,14 +5,13 @@
  *     meta_bench DIR [N_RECORDS]
  */
 #include <inttypes.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 
-#include "kvt/meta.h"
 #include "kvt/util.h"
+#include "meta_changes.h"
 
 #define SLOTS_PER_SLAB 1000u
 
@@ -47,21 +46,6 @@ static struct kvt_meta *must_open(const char *dir, uint64_t *n_seen_p)
     return meta;
 }
 
-static void poll_some(struct kvt_meta *meta, uint64_t *n_done_p)
-{
-    static struct kvt_meta_done done[1024];
-    struct pollfd fd = {.fd = kvt_meta_event_fd(meta), .events = POLLIN};
-    (void)poll(&fd, 1, -1);
-    unsigned n = kvt_meta_poll(meta, done, KVT_ARRAY_LEN(done));
-    for (unsigned i = 0; i < n; i++) {
-        if (done[i].status != KVT_OK) {
-            fprintf(stderr, "meta_bench: a write failed\n");
-            exit(1);
-        }
-    }
-    *n_done_p += n;
-}
-
 int main(int argc, char **argv)
 {
     if (argc < 2) {
@@ -82,15 +66,12 @@ int main(int argc, char **argv)
                                          .digest = at,
                                          .generation = i,
                                          .parent_slot = KVT_SLOT_NONE};
-        for (unsigned k = 0; k < KVT_KEY_BYTES; k += 8) {
-            uint64_t word = (at + k + 1) * UINT64_C(0x9e3779b97f4a7c15);
-            memcpy(record.key.bytes + k, &word, 8);
-        }
+        bench_meta_key(at, &record.key);
         while (!kvt_meta_put(meta, &record, i))
-            poll_some(meta, &n_done);
+            bench_meta_poll(meta, &n_done);
     }
     while (n_done < n)
-        poll_some(meta, &n_done);
+        bench_meta_poll(meta, &n_done);
     double put_s = (double)(kvt_now_ns() - start_ns) * 1e-9;
     start_ns = kvt_now_ns();
     kvt_meta_close(meta);

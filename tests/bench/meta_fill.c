@@ -7,13 +7,11 @@
  *     meta_fill DIR N_CHUNKS SLAB_BYTES CHUNK_BYTES
  */
 #include <inttypes.h>
-#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
-#include "kvt/meta.h"
 #include "kvt/util.h"
+#include "meta_changes.h"
 
 struct seen {
     bool has_ns;
@@ -36,21 +34,6 @@ static void on_slab(void *arg, uint32_t slab, uint64_t slot_bytes)
 static void on_records(void *arg, const struct kvt_meta_record *records, unsigned n)
 {
     (void)arg, (void)records, (void)n;
-}
-
-static void poll_some(struct kvt_meta *meta, uint64_t *n_done_p)
-{
-    static struct kvt_meta_done done[1024];
-    struct pollfd fd = {.fd = kvt_meta_event_fd(meta), .events = POLLIN};
-    (void)poll(&fd, 1, -1);
-    unsigned n = kvt_meta_poll(meta, done, KVT_ARRAY_LEN(done));
-    for (unsigned i = 0; i < n; i++) {
-        if (done[i].status != KVT_OK) {
-            fprintf(stderr, "meta_fill: a write failed\n");
-            exit(1);
-        }
-    }
-    *n_done_p += n;
 }
 
 int main(int argc, char **argv)
@@ -81,7 +64,7 @@ int main(int argc, char **argv)
         uint32_t slab = seen.n_slabs + (uint32_t)(i / per_slab);
         if (i % per_slab == 0) {
             while (!kvt_meta_put_slab(meta, slab, slot_bytes, n_changes))
-                poll_some(meta, &n_done);
+                bench_meta_poll(meta, &n_done);
             n_changes++;
         }
         struct kvt_meta_record record = {.slot =
@@ -90,16 +73,13 @@ int main(int argc, char **argv)
                                          .digest = i,
                                          .generation = i + 1,
                                          .parent_slot = KVT_SLOT_NONE};
-        for (unsigned k = 0; k < KVT_KEY_BYTES; k += 8) {
-            uint64_t word = (i + k + 1) * UINT64_C(0x9e3779b97f4a7c15);
-            memcpy(record.key.bytes + k, &word, 8);
-        }
+        bench_meta_key(i, &record.key);
         while (!kvt_meta_put(meta, &record, n_changes))
-            poll_some(meta, &n_done);
+            bench_meta_poll(meta, &n_done);
         n_changes++;
     }
     while (n_done < n_changes)
-        poll_some(meta, &n_done);
+        bench_meta_poll(meta, &n_done);
     kvt_meta_close(meta);
     printf("%" PRIu64 " records of namespace %u in slabs from %u\n", n, seen.ns, seen.n_slabs);
     return 0;
