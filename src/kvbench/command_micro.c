@@ -70,7 +70,7 @@ static void help(void)
         "  --only NAME[,NAME]...    these cases alone\n"
         "  --object-bytes SIZE,...  of host and NVMe cases (256KiB,1536KiB,6MiB,32MiB)\n"
         "  --chunks-in-index N,...  of lookup (10000,100000)\n"
-        "  --seconds F              to spend on each case and size (1)\n"
+        "  --seconds F              to spend on each case and size, at least (1)\n"
         "  --arena-bytes SIZE       host memory of the agent (1GiB; 512MiB for NVMe cases)\n"
         "  --nvme-bytes SIZE        store file of the agent for NVMe cases (4GiB)\n"
         "  --socket PATH            use the agent there instead of starting one\n"
