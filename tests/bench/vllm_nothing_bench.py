@@ -57,6 +57,9 @@ class Nothing(KVConnectorBase_V1, SupportsHMA):
     requires_kv_delivery = False
     _meta = KVConnectorMetadata()
 
+    def has_connector_metadata(self):
+        return False
+
     def start_load_kv(self, forward_context, **kwargs):
         pass
 

@@ -237,12 +237,15 @@ class FailuresTest(EngineCase):
         self.addCleanup(setattr, worker, "LATE_NS", before)
         rig = self.rig(extra={"load_timeout_ms": 100, "save_timeout_ms": 100})
         port = rig.worker._half._port
-        port.poll = lambda: []
+        poll, port.poll = port.poll, lambda: []
         rig.add(TOKENS, max_tokens=2)
         rig.run(limit_s=10)
         self.assertEqual(rig.stats["load_timeouts"], 1)
         self.assertGreaterEqual(rig.stats["save_timeouts"], 0)
         self.assertEqual(rig.leaks(), 0)
+        port.poll = poll  # what was canceled takes a place of the queue until it is handed out
+        rig.worker._half.take_results(set())
+        self.assertEqual(poll(), [])
 
     def test_a_completion_that_comes_twice_is_reported_once(self):
         self.cold()

@@ -52,7 +52,7 @@ class WorkerHalf:
         self._gpu = None        # the device that has the KV, unless it is the host
         self._described = False
         self._hash_domain = ""  # of the groups' namespaces
-        self._ops = {}          # op -> (load or save, part, bytes per chunk)
+        self._ops = {}          # op -> (load or save, part); None: canceled
         self._loads = {}        # request id -> _Load
         self._saves = {}        # save id -> _Save
         self._came = set()      # requests to be reported
@@ -243,7 +243,7 @@ class WorkerHalf:
     def _cancel(self, owner):
         for op in owner.open:
             self._port.cancel(op)
-            self._ops.pop(op, None)
+            self._ops[op] = None  # still to be handed out, which gives its place back
         owner.open.clear()
 
     def _load_over(self, req_id, load):
