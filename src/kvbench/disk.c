@@ -193,7 +193,7 @@ static void *copy_main(void *arg)
 enum kvt_status kvt_disk_run(struct kvt_disk *d, bool write, void *copy, uint64_t *ns_p,
                              struct kvt_error *err)
 {
-    pthread_t thread;
+    pthread_t thread = 0;
     enum kvt_status status = write ? disk_transfer(d, false, err) : KVT_OK;
     d->copy = status == KVT_OK ? copy : NULL;
     if (d->copy != NULL) {

@@ -181,11 +181,12 @@ static enum kvt_status fill_index(struct kvt_micro *micro, struct kvt_mover *m, 
     if (!chunks_count(m, &n_held))
         return kvt_error_set(err, KVT_ERR_UNREACH, "micro: the agent does not answer");
     uint64_t n_more = n_chunks - KVT_MIN(n_chunks, n_held + n_new);
-    if ((n_new + n_more) * CHUNK_BYTES > micro->arena_bytes / 10 * 9)
+    uint64_t n_stored = n_new + n_more;
+    if (n_stored * CHUNK_BYTES > micro->arena_bytes / 10 * 9)
         return kvt_error_set(err, KVT_ERR_NOTSUP,
                              "%llu chunks of 4KiB are more than 0.9 of the arena: use a larger "
                              "--arena-bytes",
-                             (unsigned long long)(n_new + n_more));
+                             (unsigned long long)n_stored);
     enum kvt_status status = KVT_OK;
     if (n_new > 0)
         status = store_chunks(m, FIRST_PROMPT, n_new, err);
