@@ -165,21 +165,23 @@ static enum kvt_status measure_close(struct kvt_mover *m, const uint8_t *keys, s
     return kvt_interrupted() ? kvt_error_set(err, KVT_ERR_CANCELED, "interrupted") : KVT_OK;
 }
 
-static bool chunks_count(struct kvt_mover *m, uint64_t *n_p)
+static enum kvt_status chunks_count(struct kvt_mover *m, uint64_t *n_p, struct kvt_error *err)
 {
     struct kvt_counters counters;
-    bool answered = kvt_counters_read(m->session, &counters);
-    *n_p = answered ? kvt_counters_get(&counters, "chunks") : 0;
-    return answered;
+    if (!kvt_counters_read(m->session, &counters))
+        return kvt_error_set(err, KVT_ERR_UNREACH, "micro: the agent does not answer");
+    *n_p = kvt_counters_get(&counters, "chunks");
+    return KVT_OK;
 }
 
 /* The prompts, and others until the index has so many, or more if it had them before. */
 static enum kvt_status fill_index(struct kvt_micro *micro, struct kvt_mover *m, uint64_t n_chunks,
                                   uint64_t *n_chunks_p, struct kvt_error *err)
 {
-    uint64_t n_new = micro->n_lookup_ids == 0 ? (uint64_t)N_PROMPTS * N_CHUNKS : 0, n_held;
-    if (!chunks_count(m, &n_held))
-        return kvt_error_set(err, KVT_ERR_UNREACH, "micro: the agent does not answer");
+    uint64_t n_new = micro->n_lookup_ids == 0 ? (uint64_t)N_PROMPTS * N_CHUNKS : 0, n_held = 0;
+    enum kvt_status status = chunks_count(m, &n_held, err);
+    if (status != KVT_OK)
+        return status;
     uint64_t n_more = n_chunks - KVT_MIN(n_chunks, n_held + n_new);
     uint64_t n_stored = n_new + n_more;
     if (n_stored * CHUNK_BYTES > micro->arena_bytes / 10 * 9)
@@ -187,15 +189,12 @@ static enum kvt_status fill_index(struct kvt_micro *micro, struct kvt_mover *m, 
                              "%llu chunks of 4KiB are more than 0.9 of the arena: use a larger "
                              "--arena-bytes",
                              (unsigned long long)n_stored);
-    enum kvt_status status = KVT_OK;
     if (n_new > 0)
         status = store_chunks(m, FIRST_PROMPT, n_new, err);
     if (status == KVT_OK)
         status = store_chunks(m, micro->n_lookup_ids, n_more, err);
     micro->n_lookup_ids += n_more + 1;
-    if (status == KVT_OK && !chunks_count(m, n_chunks_p))
-        status = kvt_error_set(err, KVT_ERR_UNREACH, "micro: the agent does not answer");
-    return status;
+    return status == KVT_OK ? chunks_count(m, n_chunks_p, err) : status;
 }
 
 enum kvt_status kvt_micro_lookup(struct kvt_micro *micro, uint64_t n_chunks_in_index,

@@ -10,54 +10,28 @@ turns. Needs root and loop devices.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import re
 import statistics
 import subprocess
+import sys
 import tempfile
-import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "robust"))
+import kvt  # noqa: E402
 
 SLAB_BYTES = 65792 << 10  # the agent's default
 SLOT_BYTES = 8192         # a chunk of 4 KiB and its header page
 FIGURES = ("p50_us", "roundtrip_p50_us", "close_p50_us", "p99_us")
 
 
-@contextlib.contextmanager
-def device_of(folder, size):
-    image = os.path.join(folder, "device")
-    with open(image, "wb") as file:
-        file.truncate(size)
-    device = subprocess.run(["losetup", "--find", "--show", image], check=True,
-                            capture_output=True, text=True).stdout.strip()
-    try:
-        yield device
-    finally:
-        subprocess.run(["losetup", "--detach", device], check=True)
-
-
-@contextlib.contextmanager
-def agent_of(options, folder, device, size):
-    """Yields its socket and the seconds from its start to ready."""
-    path = os.path.join(folder, "sock")
-    settings = {"socket.path": path, "host.bytes": "1GiB", "nvme.meta_path": os.path.join(folder, "meta"),
-                "nvme.disks.0.path": device, "nvme.disks.0.bytes": str(size)}
-    with open(os.path.join(folder, "log"), "ab") as log, \
-            subprocess.Popen([options.kvtierd] + [word for key, value in settings.items()
-                                                  for word in ("--set", f"{key}={value}")],
-                             stdout=log, stderr=log) as agent:
-        try:
-            start = time.monotonic()
-            while not os.path.exists(path):
-                if agent.poll() is not None or time.monotonic() - start > 120:
-                    with open(os.path.join(folder, "log"), encoding="utf-8") as text:
-                        raise SystemExit("the agent did not start:\n" + text.read())
-                time.sleep(0.01)
-            yield path, time.monotonic() - start, agent.pid
-        finally:
-            agent.terminate()
-            agent.wait()
+def agent_of(folder, device, size):
+    """Of the configuration of its defaults, but for the store."""
+    return kvt.Agent(folder, host__bytes="1GiB", host__slab_bytes=None, index__chunks_max=None,
+                     nvme__path=None, nvme__bytes=None, nvme__slab_bytes=None,
+                     nvme__meta_path=os.path.join(folder, "meta"), nvme__disks__0__path=device,
+                     nvme__disks__0__bytes=size)
 
 
 def kvbench(options, *arguments):
@@ -72,16 +46,19 @@ def resident_bytes(pid):
 
 def measure(options, n_chunks):
     size = (n_chunks // (SLAB_BYTES // SLOT_BYTES) + 16) * SLAB_BYTES
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder, device_of(folder, size) as device:
-        with agent_of(options, folder, device, size) as (path, _, _):
-            kvbench(options, "micro", "--socket", path, "--only", "lookup", "--chunks-in-index",
-                    "10000", "--json")  # brings the namespace
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder, \
+            kvt.block_device(folder, size >> 20) as device, \
+            agent_of(folder, device, size >> 20 << 20) as agent:
+        lookup = ("micro", "--socket", agent.socket, "--only", "lookup", "--chunks-in-index",
+                  "10000", "--json")
+        agent.start()
+        kvbench(options, *lookup)  # brings the namespace
+        agent.stop()
         subprocess.run([options.meta_fill, os.path.join(folder, "meta"), str(n_chunks),
                         str(SLAB_BYTES), "4096"], check=True, capture_output=True)
-        with agent_of(options, folder, device, size) as (path, ready_s, pid):
-            result = kvbench(options, "micro", "--socket", path, "--only", "lookup",
-                             "--chunks-in-index", "10000", "--json")["results"][0]
-            result.update(ready_s=ready_s, resident_mib=resident_bytes(pid) >> 20)
+        ready_s = agent.start()
+        result = kvbench(options, *lookup)["results"][0]
+        result.update(ready_s=ready_s, resident_mib=resident_bytes(agent.process.pid) >> 20)
         return result
 
 
@@ -93,6 +70,7 @@ def main():
     parser.add_argument("--chunks", default="10000,10000000")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    os.environ["KVT_KVTIERD"] = options.kvtierd
     counts = [int(word) for word in options.chunks.split(",")]
     results = {n: [] for n in counts}
     for _ in range(options.rounds):

@@ -167,26 +167,10 @@ def small_file_system(folder, size_mib):
         subprocess.run(["umount", "-l", mount], check=False, capture_output=True)
 
 
-@contextlib.contextmanager
-def block_device(folder, size_mib):
-    image = os.path.join(folder, "device")
-    with open(image, "wb") as file:
-        file.truncate(size_mib << 20)
-    done = subprocess.run(["losetup", "--find", "--show", image], check=False, capture_output=True,
-                          text=True)
-    if done.returncode != 0:
-        raise kvt.Skip(f"no loop devices here: {done.stderr.strip()}")
-    device = done.stdout.strip()
-    try:
-        yield device
-    finally:
-        subprocess.run(["losetup", "--detach", device], check=False, capture_output=True)
-
-
 def a_device_and_a_file(folder):
     """A store on a raw block device and a file together; what is somebody else's is left alone."""
     file_bytes = 24 * kvt.MIB
-    with block_device(folder, 32) as device, kvt.Agent(folder) as agent:
+    with kvt.block_device(folder, 32) as device, kvt.Agent(folder) as agent:
         agent.set(nvme__path=None, nvme__bytes=None, nvme__meta_path=agent.meta,
                   nvme__disks__0__path=device, nvme__disks__0__bytes="32MiB",
                   nvme__disks__1__path=agent.store, nvme__disks__1__bytes=str(file_bytes))

@@ -85,6 +85,23 @@ def seeded(name):
     return random.Random(seed)
 
 
+@contextlib.contextmanager
+def block_device(folder, size_mib):
+    """Of a file without blocks: yields the path of a loop device."""
+    image = os.path.join(folder, "device")
+    with open(image, "wb") as file:
+        file.truncate(size_mib << 20)
+    done = subprocess.run(["losetup", "--find", "--show", image], check=False, capture_output=True,
+                          text=True)
+    if done.returncode != 0:
+        raise Skip(f"no loop devices here: {done.stderr.strip()}")
+    device = done.stdout.strip()
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=False, capture_output=True)
+
+
 class Agent:
     """A kvtierd of this test's own, in a folder."""
 
