@@ -201,7 +201,7 @@ static ssize_t leader_spin(struct kvt_session *s, const struct wait_plan *plan, 
     uint64_t until_ns = KVT_MIN(kvt_now_ns() + plan->spin_ns, plan->deadline_ns);
     do {
         ssize_t n = leader_recv(s, plan->fd, MSG_DONTWAIT);
-        *done_p = plan->want_done && atomic_load_explicit(&s->n_done, memory_order_relaxed) > 0;
+        *done_p = plan->want_done && atomic_load_explicit(s->n_done, memory_order_relaxed) > 0;
         if (n != 0 || *done_p)
             return n;
         cpu_relax();

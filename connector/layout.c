@@ -91,3 +91,31 @@ bool kvt_layout_check(const kvtier_layout *layout, uint64_t chunk_bytes, const c
         return extents_check(layout, chunk_bytes, why_p);
     return strided_check(layout, chunk_bytes, why_p);
 }
+
+int kvt_layouts_of_pages(const kvtier_pages *pages, const int64_t *blocks, uint32_t n,
+                         kvtier_layout *layouts, kvtier_extent *extents)
+{
+    if (pages == NULL || pages->size < sizeof(*pages) || pages->pieces == NULL ||
+        pages->n_pieces == 0 || pages->blocks_per_chunk == 0 || blocks == NULL || layouts == NULL ||
+        extents == NULL || pages->n_pieces > UINT32_MAX / pages->blocks_per_chunk)
+        return KVTIER_ERR_INVAL;
+    uint32_t n_extents = pages->n_pieces * pages->blocks_per_chunk;
+    for (uint32_t i = 0; i < n; i++) {
+        layouts[i] = (kvtier_layout){.extents = extents, .n_extents = n_extents};
+        for (uint32_t k = 0; k < pages->blocks_per_chunk; k++) {
+            int64_t block = *blocks++;
+            char *sink = block == -1 ? pages->sink : NULL;
+            if (sink == NULL && (block < 0 || (uint64_t)block >= pages->n_blocks))
+                return KVTIER_ERR_INVAL;
+            for (uint32_t p = 0; p < pages->n_pieces; p++) {
+                const kvtier_piece *piece = &pages->pieces[p];
+                extents->addr = sink != NULL ? sink : (char *)piece->base + block * piece->stride;
+                extents->bytes = piece->bytes;
+                extents++;
+                if (sink != NULL)
+                    sink += piece->bytes;
+            }
+        }
+    }
+    return KVTIER_OK;
+}

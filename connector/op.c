@@ -122,7 +122,7 @@ static void done_push_locked(struct kvt_session *s, struct kvt_client_op *op)
 {
     op->state = KVT_OP_DONE;
     kvt_list_push(&s->done, op);
-    atomic_fetch_add_explicit(&s->n_done, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(s->n_done, 1, memory_order_relaxed);
     kvt_event_sync_locked(s);
     pthread_cond_broadcast(&s->cond);
 }
@@ -139,7 +139,7 @@ uint32_t kvt_done_take_locked(struct kvt_session *s, kvtier_completion *out, uin
         else
             kvt_op_put_locked(s, op);
     }
-    atomic_fetch_sub_explicit(&s->n_done, n, memory_order_relaxed);
+    atomic_fetch_sub_explicit(s->n_done, n, memory_order_relaxed);
     return n;
 }
 

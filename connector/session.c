@@ -19,10 +19,11 @@
 static int options_take(struct kvt_session *s, const kvtier_options *given)
 {
     kvtier_options o = {.spin_us = UINT32_MAX};
+    _Static_assert(sizeof(*s->n_done) == sizeof(*o.n_done), "one word, whoever owns it");
     if (given != NULL) {
-        if (given->size < sizeof(o))
+        if (given->size < offsetof(kvtier_options, n_done)) /* what there was at first */
             return KVTIER_ERR_INVAL;
-        o = *given;
+        memcpy(&o, given, KVT_MIN(given->size, sizeof(o)));
     }
     if (o.socket_path == NULL)
         o.socket_path = getenv("KVTIER_SOCKET");
@@ -39,6 +40,8 @@ static int options_take(struct kvt_session *s, const kvtier_options *given)
     s->spin_us = o.spin_us == UINT32_MAX ? SPIN_US_DEFAULT : o.spin_us;
     s->n_slots = o.queue_depth != 0 ? o.queue_depth : QUEUE_DEPTH_DEFAULT;
     s->n_workers = KVT_MAX(o.n_copy_threads, 1u);
+    s->n_done = o.n_done != NULL ? (_Atomic uint32_t *)o.n_done : &s->own_n_done;
+    atomic_store_explicit(s->n_done, 0, memory_order_relaxed);
     return KVTIER_OK;
 }
 

@@ -193,7 +193,8 @@ struct kvt_session {
     struct kvt_client_op *slots;
     struct kvt_client_op *free;
     struct kvt_op_list done;
-    _Atomic uint32_t n_done; /* written under the lock; spinning threads read it without */
+    _Atomic uint32_t *n_done;    /* written under the lock; spinning threads read it without */
+    _Atomic uint32_t own_n_done; /* where the caller has no word for it */
     struct kvt_work work[KVT_WORK_KINDS];
 
     bool has_leader;      /* a thread receives from the control socket, without the lock */

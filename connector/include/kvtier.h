@@ -56,6 +56,9 @@ typedef struct kvtier_options {
     uint32_t n_copy_threads; /* 0: 1 */
     uint32_t spin_us;        /* the longest that a wait for an answer spins before it sleeps, while
                                 calls follow each other closely and it pays; UINT32_MAX: 50 */
+    uint32_t *n_done; /* NULL, or a word of the caller's that the library keeps until kvt_close:
+                         how many completions wait to be polled, to look at instead of a call.
+                         Answers to lookups count once kvt_poll or kvt_wait received them */
 } kvtier_options;
 
 /* Everything that must be equal for bytes to be interchangeable; see docs/architecture.md. */
@@ -94,6 +97,23 @@ typedef struct kvtier_layout {
     int64_t outer_stride, inner_stride;
     uint64_t bytes;
 } kvtier_layout;
+
+/* Pages of the caller's memory, as engines keep KV: block b is, one after the other, each piece's
+ * bytes at base + b * stride. */
+typedef struct kvtier_piece {
+    void *base;
+    int64_t stride;
+    uint64_t bytes;
+} kvtier_piece;
+
+typedef struct kvtier_pages {
+    size_t size; /* sizeof(kvtier_pages) */
+    const kvtier_piece *pieces;
+    uint32_t n_pieces;
+    uint32_t blocks_per_chunk;
+    uint64_t n_blocks;
+    void *sink; /* as large as a block, what stands for block -1; NULL: there is no such block */
+} kvtier_pages;
 
 enum kvtier_op_type { KVTIER_LOOKUP, KVTIER_STORE, KVTIER_LOAD, KVTIER_PREFETCH };
 
@@ -222,6 +242,14 @@ KVT_API int kvt_load_cuda(kvt_session *session, int ns, const void *keys, uint32
 
 /** @return KVTIER_OK; KVTIER_ERR_NOTSUP: not attached. */
 KVT_API int kvt_cuda_stats(kvt_session *session, kvtier_cuda_stats *stats);
+
+/**
+ * Describe chunks of paged memory. blocks: n * pages->blocks_per_chunk, from 0 to n_blocks - 1, or
+ * -1. Written are n layouts and, for them to refer to, pages->n_pieces extents per block.
+ * @return KVTIER_OK; KVTIER_ERR_INVAL: there is no such block; nothing is to be used then.
+ */
+KVT_API int kvt_layouts_of_pages(const kvtier_pages *pages, const int64_t *blocks, uint32_t n,
+                                 kvtier_layout *layouts, kvtier_extent *extents);
 
 /** Completions that are there; never waits. @return how many were written. */
 KVT_API uint32_t kvt_poll(kvt_session *session, kvtier_completion *completions, uint32_t n_max);

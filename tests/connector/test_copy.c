@@ -189,6 +189,54 @@ START_TEST(bad_layouts_are_refused)
 }
 END_TEST
 
+START_TEST(pages_are_the_blocks_pieces_in_order)
+{
+    enum { PIECES = 3, PER_CHUNK = 2, CHUNKS = 3, BLOCKS = 5 };
+    static char pools[PIECES][BLOCKS * 100], sink[10 + 20 + 30];
+    const kvtier_piece pieces[PIECES] = {
+        {pools[0], 100, 10}, {pools[1] + 7, 90, 20}, {pools[2] + 400, -100, 30}};
+    const char *const first[PIECES] = {pools[0], pools[1] + 7, pools[2] + 400};
+    kvtier_pages pages = {.size = sizeof(pages),
+                          .pieces = pieces,
+                          .n_pieces = PIECES,
+                          .blocks_per_chunk = PER_CHUNK,
+                          .n_blocks = BLOCKS,
+                          .sink = sink};
+    int64_t blocks[CHUNKS * PER_CHUNK] = {4, 0, -1, 3, 2, -1};
+    kvtier_layout layouts[CHUNKS];
+    kvtier_extent extents[CHUNKS * PER_CHUNK * PIECES];
+    const char *why = "";
+
+    ck_assert_int_eq(kvt_layouts_of_pages(&pages, blocks, CHUNKS, layouts, extents), KVTIER_OK);
+    for (unsigned i = 0; i < CHUNKS * PER_CHUNK; i++) {
+        ck_assert_msg(kvt_layout_check(&layouts[i / PER_CHUNK], 2 * sizeof(sink), &why), "%s", why);
+        const char *in_sink = sink;
+        for (unsigned p = 0; p < PIECES; p++) {
+            const kvtier_extent *e =
+                &layouts[i / PER_CHUNK].extents[(size_t)(i % PER_CHUNK) * PIECES + p];
+            ck_assert_uint_eq(e->bytes, pieces[p].bytes);
+            ck_assert_ptr_eq(e->addr,
+                             blocks[i] < 0 ? in_sink : first[p] + blocks[i] * pieces[p].stride);
+            in_sink += e->bytes;
+        }
+    }
+    const int64_t wrong[] = {BLOCKS, -2, INT64_MAX, INT64_MIN};
+    for (size_t i = 0; i < KVT_ARRAY_LEN(wrong); i++) {
+        blocks[3] = wrong[i];
+        ck_assert_int_eq(kvt_layouts_of_pages(&pages, blocks, CHUNKS, layouts, extents),
+                         KVTIER_ERR_INVAL);
+    }
+    blocks[3] = 3;
+    pages.sink = NULL;
+    ck_assert_int_eq(kvt_layouts_of_pages(&pages, blocks, CHUNKS, layouts, extents),
+                     KVTIER_ERR_INVAL);
+    pages.n_pieces = UINT32_MAX;
+    ck_assert_int_eq(kvt_layouts_of_pages(&pages, blocks, 1, layouts, extents), KVTIER_ERR_INVAL);
+    pages.size = 8;
+    ck_assert_int_eq(kvt_layouts_of_pages(&pages, blocks, 1, layouts, extents), KVTIER_ERR_INVAL);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("copy");
@@ -200,6 +248,7 @@ int main(void)
     tcase_add_loop_test(tc, copies_equal_their_twin, 0, n_variants);
     tcase_add_loop_test(tc, a_stopped_copy_writes_nothing, 0, n_variants);
     tcase_add_test(tc, bad_layouts_are_refused);
+    tcase_add_test(tc, pages_are_the_blocks_pieces_in_order);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);

@@ -474,6 +474,40 @@ START_TEST(completions_may_wait)
 }
 END_TEST
 
+START_TEST(a_word_tells_how_many_wait)
+{
+    uint32_t word = 7;
+    kvtier_options options = {.size = sizeof(options), .socket_path = path, .n_done = &word};
+    kvtier_namespace desc = {
+        .size = sizeof(desc), .model = "m", .n_segments = 3, .chunk_bytes = CHUNK_BYTES};
+    kvt_session *mine;
+    kvtier_completion c[2];
+
+    ck_assert_int_eq(kvt_open(&options, &mine), KVTIER_OK);
+    ck_assert_uint_eq(word, 0);
+    int handle = kvt_namespace(mine, &desc);
+    ck_assert_int_eq(kvt_connect_wait(mine, 5000), KVTIER_OK);
+    for (unsigned i = 0; i < 2; i++)
+        ck_assert_int_eq(kvt_store(mine, handle, keys, N, layouts, 0, 0, NULL, NULL, NULL),
+                         KVTIER_OK);
+    uint64_t end_ns = kvt_now_ns() + UINT64_C(20000000000);
+    while (__atomic_load_n(&word, __ATOMIC_RELAXED) < 2 && kvt_now_ns() < end_ns)
+        sched_yield();
+    ck_assert_uint_eq(kvt_poll(mine, c, 1), 1);
+    ck_assert_uint_eq(word, 1);
+    ck_assert_uint_eq(kvt_poll(mine, c, 2), 1);
+    ck_assert_uint_eq(word, 0);
+    kvt_close(mine);
+
+    options.size = offsetof(kvtier_options, n_done); /* built against the first release */
+    options.n_done = (uint32_t *)1;
+    ck_assert_int_eq(kvt_open(&options, &mine), KVTIER_OK);
+    kvt_close(mine);
+    options.size--;
+    ck_assert_int_eq(kvt_open(&options, &mine), KVTIER_ERR_INVAL);
+}
+END_TEST
+
 START_TEST(a_child_does_not_use_it)
 {
     ck_assert_uint_eq(store_all().n_ok, N);
@@ -664,6 +698,7 @@ int main(void)
     tcase_add_test(tc, load_keeps_its_deadline);
     tcase_add_test(tc, a_late_lookup_gives_its_lease_back);
     tcase_add_test(tc, completions_may_wait);
+    tcase_add_test(tc, a_word_tells_how_many_wait);
     tcase_add_test(tc, a_child_does_not_use_it);
     tcase_add_test(tc, many_threads);
     tcase_add_test(tc, a_connection_ends_after_its_copies);

@@ -12,6 +12,7 @@ import threading
 import time
 import unittest
 import warnings
+from unittest import mock
 
 import numpy as np
 
@@ -206,6 +207,32 @@ class Memory(TestCase):
         self.assertTrue(np.array_equal(pool[:, :, chosen], back[:, :, chosen]))
         self.assertEqual(np.count_nonzero(np.delete(back, chosen, axis=2)), 0)
 
+    def test_blocks_of_pages(self):
+        """Two pools, of which a block is a page each; a chunk is two blocks, one of them nowhere."""
+        page = CHUNK // 4
+        pool = np.random.default_rng(1).integers(0, 256, (2, 10, page), np.uint8)
+        back, sink = np.zeros_like(pool), np.zeros((2, page), np.uint8)
+
+        def pages(of, **options):
+            base = kvtier.layouts.address_of(of)
+            return kvtier.Pages([base, base + of.strides[0]], [page] * 2, [page] * 2, 10, keep=of,
+                                blocks_per_chunk=2, **options)
+
+        to = pages(back, sink=kvtier.layouts.address_of(sink))
+        one = to.layouts(array.array("q", [0, 1]))  # its memory makes way for that of three chunks
+        self.assertEqual((len(one), one.keep is back), (1, True))
+        self.round_trip(pages(pool).layouts(array.array("q", [7, 2, 5, 9, 3, 0])),
+                        to.layouts(array.array("q", [7, 2, -1, 9, 3, 0])), 3)
+        chosen = [7, 2, 9, 3, 0]
+        self.assertTrue(np.array_equal(pool[:, chosen], back[:, chosen]))
+        self.assertTrue(np.array_equal(pool[:, 5], sink))
+        self.assertEqual(np.count_nonzero(np.delete(back, chosen, axis=1)), 0)
+        for blocks in ("q", [0, 10]), ("q", [0, -2]), ("q", [0]), ("q", []), ("l", [0, 1]):
+            with self.assertRaises(kvtier.InvalidError):
+                to.layouts(array.array(*blocks))
+        with self.assertRaises(kvtier.InvalidError):  # no sink
+            pages(pool).layouts(array.array("q", [0, -1]))
+
     def test_tensors_by_their_methods(self):
         """torch itself is tested with the engines; this has what a CPU tensor has."""
         class Tensor:
@@ -279,6 +306,26 @@ class Asynchronous(TestCase):
         self.assertEqual(sorted(op.context for op in seen), list(range(50)))
         self.assertTrue(all(op.n_ok == 1 for op in seen))
         self.assertEqual((client.poll(), client.wait(WAIT_S)), ([], []))
+
+    def test_poll_without_a_call(self):
+        """Who sends no lookups polls a word in memory until something is over."""
+        client = self.client()
+        ns = client.namespace(namespace())
+        self.agent.signal(signal.SIGSTOP)
+        ops = [client.submit_store(ns, key(n), [pattern(n)]) for n in range(3)]
+        with mock.patch("kvtier.client.lib") as lib:
+            self.assertEqual(client.poll(), [])
+        lib.kvt_poll.assert_not_called()
+        self.agent.signal(signal.SIGCONT)
+        end, seen = time.monotonic() + WAIT_S, []
+        while len(seen) < len(ops) and time.monotonic() < end:
+            seen += client.poll()
+        self.assertEqual(set(seen), set(ops))
+        self.agent.kill()
+        gone = client.submit_store(ns, key(9), [pattern(9)])
+        while not (got := client.poll()) and time.monotonic() < end:
+            pass
+        self.assertEqual((got, gone.status), ([gone], Status.UNREACH))
 
     def test_descriptor_for_event_loops(self):
         client = self.client()

@@ -29,7 +29,8 @@ class Options(ctypes.Structure):
     """struct kvtier_options"""
     _fields_ = [("size", ctypes.c_size_t), ("socket_path", ctypes.c_char_p),
                 ("client_name", ctypes.c_char_p), ("queue_depth", ctypes.c_uint32),
-                ("n_copy_threads", ctypes.c_uint32), ("spin_us", ctypes.c_uint32)]
+                ("n_copy_threads", ctypes.c_uint32), ("spin_us", ctypes.c_uint32),
+                ("n_done", ctypes.c_void_p)]
 
 
 class NamespaceStruct(ctypes.Structure):
@@ -55,6 +56,13 @@ class CudaStats(ctypes.Structure):
     _fields_ = [("size", ctypes.c_size_t)] + [
         (n, ctypes.c_uint64) for n in ("engine_bytes", "kernel_bytes", "staged_bytes",
                                        "pinned_bytes")]
+
+
+class Pages(ctypes.Structure):
+    """struct kvtier_pages"""
+    _fields_ = [("size", ctypes.c_size_t), ("pieces", ctypes.c_void_p),
+                ("n_pieces", ctypes.c_uint32), ("blocks_per_chunk", ctypes.c_uint32),
+                ("n_blocks", ctypes.c_uint64), ("sink", ctypes.c_void_p)]
 
 
 def _path() -> str:
@@ -84,6 +92,7 @@ def _prototypes(lib: ctypes.CDLL) -> None:
             ("kvt_store_cuda", c_int, transfer_cuda),
             ("kvt_load_cuda", c_int, transfer_cuda),
             ("kvt_cuda_stats", c_int, [void, ctypes.POINTER(CudaStats)]),
+            ("kvt_layouts_of_pages", c_int, [void, void, u32, void, void]),
             ("kvt_poll", u32, [void, void, u32]),
             ("kvt_wait", u32, [void, void, u32, c_int]),
             ("kvt_event_fd", c_int, [void]),

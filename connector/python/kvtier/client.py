@@ -16,6 +16,7 @@ from __future__ import annotations
 import ctypes
 import os
 import select
+import sys
 import threading
 import time
 import warnings
@@ -40,6 +41,7 @@ _SIGNAL_S = 1.0  # Python handles a signal (Ctrl-C) between two waits, not in on
 _TRANSFERS = {"store": (lib.kvt_store, lib.kvt_store_cuda),
               "load": (lib.kvt_load, lib.kvt_load_cuda)}
 _OK, _UNREACH = int(Status.OK), int(Status.UNREACH)
+_UNREACH_BYTES = _UNREACH.to_bytes(4, sys.byteorder, signed=True)
 
 
 class Op:
@@ -50,7 +52,7 @@ class Op:
     """
 
     __slots__ = ("id", "kind", "context", "status", "n_items", "n_ok", "n_prefix", "lease",
-                 "lease_deadline_ns", "statuses", "where", "_keep", "_queued")
+                 "lease_deadline_ns", "where", "_statuses", "_keep", "_queued")
 
     id: int
     kind: str                      # lookup, store, load or prefetch
@@ -61,14 +63,19 @@ class Op:
     n_prefix: int                  # items that are OK without a gap from the first
     lease: int                     # lookup: for release(); 0: none
     lease_deadline_ns: int         # CLOCK_MONOTONIC (time.monotonic_ns())
-    statuses: np.ndarray | None    # int32 per item, valid when done; None for a lookup
     where: np.ndarray | None       # lookup with where=True: uint8 per key, the tier that has it
 
     def __init__(self, kind: str, context: Any, keep: Any, queued: bool) -> None:
         self.kind, self.context, self._keep, self._queued = kind, context, keep, queued
-        self.status = self.statuses = self.where = None
+        self.status = self._statuses = self.where = None
         self.id = self.n_items = self.n_ok = self.n_prefix = 0
         self.lease = self.lease_deadline_ns = 0
+
+    @property
+    def statuses(self) -> np.ndarray | None:
+        """int32 per item, valid when done; None for a lookup. An array only once it is wanted."""
+        raw = self._statuses
+        return np.frombuffer(raw, np.int32) if isinstance(raw, bytearray) else raw
 
     @property
     def done(self) -> bool:
@@ -106,13 +113,17 @@ def _keys(keys: Any, parent: bytes | None) -> tuple[Any, int, Any]:
     return pointer, n, keys
 
 
-def _statuses(given: np.ndarray | None, n: int) -> np.ndarray:
+def _statuses(op: Op, given: np.ndarray | None) -> int:
+    """Gives the op its statuses. Their address."""
+    n = op.n_items
     if given is None:
-        return np.full(n, _UNREACH, np.int32)
+        op._statuses = raw = bytearray(_UNREACH_BYTES * n)
+        return ctypes.addressof(ctypes.c_char.from_buffer(raw))
     if (given.dtype != np.int32 or given.ndim != 1 or len(given) < n or
             not given.flags.c_contiguous or not given.flags.writeable):
         raise InvalidError(f"statuses: wanted a contiguous int32 array with room for {n}")
-    return given
+    op._statuses = given
+    return address_of(given)
 
 
 def _timeout_ms(timeout: float | None) -> int:
@@ -135,10 +146,11 @@ class Client:
         1. spin_us: the longest that a wait spins before it sleeps, None: 50."""
         self._session = ctypes.c_void_p()
         self._forked = self._closing = False
+        self._n_done = ctypes.c_uint32()  # the library's to write
         options = _lib.Options(
             ctypes.sizeof(_lib.Options), os.fsencode(socket) if socket is not None else None,
             name.encode() if name is not None else None, queue_depth, n_copy_threads,
-            0xFFFFFFFF if spin_us is None else spin_us)
+            0xFFFFFFFF if spin_us is None else spin_us, ctypes.addressof(self._n_done))
         status = lib.kvt_open(ctypes.byref(options), ctypes.byref(self._session))
         if status != _OK:
             raise error_of(status, f"kvt_open: {strerror(status)}; check the length of the "
@@ -148,7 +160,9 @@ class Client:
         self._ops: dict[int, Op] = {}
         self._ready: deque[Op] = deque()
         self._n_queued = 0          # open ops that poll() will hand out
-        self._cond = threading.Condition(threading.Lock())
+        self._looks_up = False      # answers to lookups, late ones too, are received by calls alone
+        self._lock = threading.Lock()
+        self._cond = threading.Condition(self._lock)
         self._leading = False       # a thread is in kvt_wait and takes what comes for all
         self._n_calls = 0           # threads in other calls that may block
         self._event: tuple[select.epoll, int] | None = None
@@ -196,7 +210,8 @@ class Client:
     def _after_fork(self) -> None:
         """In the child. Locks may be held by threads that are not there any more."""
         self._forked = True
-        self._cond = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._cond = threading.Condition(self._lock)
         self._leading, self._n_calls, self._n_queued = False, 0, 0
         for op in self._ops.values():
             op.status, op._keep = _UNREACH, None
@@ -288,7 +303,7 @@ class Client:
 
     def _submit(self, op: Op, function: Callable[..., int], *args: Any) -> Op:
         """args: all between the session and the op's id."""
-        with self._cond:
+        with self._lock:
             if self._closing or self._forked:
                 self._check()
             status = function(self._session, *args, self._id_p)
@@ -309,6 +324,7 @@ class Client:
         Raises InvalidError, AgainError (queue full), ClosedError, UnreachableError (after fork).
         """
         pointer, n, _ = held = _keys(keys, None)
+        self._looks_up = True
         op = Op("lookup", context, held, queued)
         op.n_items = n
         address = None
@@ -331,10 +347,9 @@ class Client:
             raise InvalidError(kind + (": memory of a GPU needs the stream argument"
                                        if layouts.on_gpu else ": a stream, but memory of the host"))
         op._keep = held, layouts.keep
-        op.statuses = _statuses(statuses, op.n_items)
-        args = (namespace, pointer, n, address_of(layouts.array),
+        args = (namespace, pointer, n, layouts.address,
                 flags | (_lib.PARENT if parent is not None else 0), deadline_ns,
-                address_of(op.statuses), None)
+                _statuses(op, statuses), None)
         host, gpu = _TRANSFERS[kind]
         if stream is None:
             return self._submit(op, host, *args)
@@ -378,10 +393,9 @@ class Client:
         pointer, n, held = _keys(keys, parent)
         op = Op("prefetch", context, held, queued)
         op.n_items = n - (parent is not None)
-        op.statuses = _statuses(statuses, op.n_items)
         return self._submit(op, lib.kvt_prefetch, namespace, pointer, n,
                             _lib.PARENT if parent is not None else 0, deadline_ns,
-                            address_of(op.statuses), None)
+                            _statuses(op, statuses), None)
 
     # ---- completions -----------------------------------------------------------------------
 
@@ -460,9 +474,9 @@ class Client:
 
     def poll(self) -> list[Op]:
         """Ops that are over, each handed out once; never waits."""
-        if not self._n_queued and not self._ready:
-            return []
-        with self._cond:
+        if not self._ready and not (self._n_queued and (self._looks_up or self._n_done.value)):
+            return []  # for who looks after every step of an engine
+        with self._lock:
             if self._closing or self._forked:
                 return []
             if not self._leading:  # else that thread takes what comes

@@ -7,10 +7,13 @@ one array so that a batch costs no Python per chunk. It can be used for any numb
 
 from __future__ import annotations
 
+import ctypes
+from array import array as Array
 from typing import Any, Iterable, Sequence, Union
 
 import numpy as np
 
+from . import _lib
 from .errors import InvalidError
 
 #: struct kvtier_extent
@@ -19,7 +22,9 @@ EXTENT = np.dtype([("addr", "<u8"), ("bytes", "<u8")])
 LAYOUT = np.dtype([("extents", "<u8"), ("n_extents", "<u4"), ("n_outer", "<u4"),
                    ("n_inner", "<u4"), ("reserved", "<u4"), ("base", "<u8"),
                    ("outer_stride", "<i8"), ("inner_stride", "<i8"), ("bytes", "<u8")])
-assert LAYOUT.itemsize == 56 and EXTENT.itemsize == 16
+#: struct kvtier_piece
+PIECE = np.dtype([("base", "<u8"), ("stride", "<i8"), ("bytes", "<u8")])
+assert LAYOUT.itemsize == 56 and EXTENT.itemsize == 16 and PIECE.itemsize == 24
 
 
 def address_of(array: np.ndarray) -> int:
@@ -33,18 +38,22 @@ class Layouts:
     hold it until they are over. on_gpu: known to be memory of a GPU, which transfers take with
     their stream argument only; where it is not known (addresses) the stream argument decides."""
 
-    __slots__ = ("array", "keep", "readonly", "on_gpu", "_extents")
+    __slots__ = ("address", "keep", "readonly", "on_gpu", "_n", "_arrays")
 
     def __init__(self, array: np.ndarray, keep: Any = None, readonly: bool = False,
                  extents: np.ndarray | None = None, on_gpu: bool | None = None) -> None:
         """array: C-contiguous, of dtype LAYOUT. extents: what `array` points to, if anything."""
         if array.dtype != LAYOUT or array.ndim != 1 or not array.flags.c_contiguous:
             raise InvalidError("layouts: not a contiguous one-dimensional array of LAYOUT")
-        self.array, self.keep, self.readonly, self._extents = array, keep, readonly, extents
-        self.on_gpu = on_gpu
+        self._set(address_of(array), len(array), (array, extents), keep, readonly, on_gpu)
+
+    def _set(self, address: int, n: int, arrays: Any, keep: Any, readonly: bool,
+             on_gpu: bool | None) -> None:
+        self.address, self._n, self._arrays = address, n, arrays
+        self.keep, self.readonly, self.on_gpu = keep, readonly, on_gpu
 
     def __len__(self) -> int:
-        return len(self.array)
+        return self._n
 
     @classmethod
     def of_extents(cls, addresses: Any, lengths: Any, n_chunks: int, *, keep: Any = None,
@@ -109,6 +118,49 @@ class Layouts:
             raise InvalidError(f"layouts: memory of several devices ({', '.join(sorted(devices))})"
                                " in one call")
         return cls(array, owners, readonly, _extents_into(array, lists), "cpu" not in devices)
+
+
+class Pages:
+    """Memory in pages, as engines keep KV: block b is, one after the other, each piece's bytes at
+    base + b * stride; a chunk is so many blocks anywhere. Describes chunks without NumPy's or
+    Python's work per piece, for who does that between two steps of an engine."""
+
+    def __init__(self, bases: Any, strides: Any, sizes: Any, n_blocks: int, *,
+                 blocks_per_chunk: int = 1, sink: int = 0, keep: Any = None) -> None:
+        """bases, strides, sizes: of the pieces, as integers. sink: address of as many bytes as a
+        block has, which block -1 stands for; 0: there is no such block."""
+        self._pieces = np.empty(len(bases), PIECE)
+        self._pieces["base"], self._pieces["stride"] = bases, strides
+        self._pieces["bytes"] = sizes
+        self.blocks_per_chunk, self.keep = blocks_per_chunk, keep
+        self._pages = _lib.Pages(ctypes.sizeof(_lib.Pages), address_of(self._pieces),
+                                 len(self._pieces), blocks_per_chunk, n_blocks, sink or None)
+        self._pages_p = ctypes.byref(self._pages)
+        self._reserve(1)
+
+    def _reserve(self, n: int) -> None:
+        layouts = np.zeros(n, LAYOUT)
+        extents = np.zeros(n * self.blocks_per_chunk * len(self._pieces), EXTENT)
+        self._room, self._arrays = n, (layouts, extents)
+        self._places = address_of(layouts), address_of(extents)
+
+    def layouts(self, blocks: Array[int]) -> Layouts:
+        """Of the chunks that these blocks (typecode q) make up, blocks_per_chunk for each. Good for
+        calls until the next one of this method, which uses the same memory."""
+        address, n_blocks = blocks.buffer_info()
+        n, rest = divmod(n_blocks, self.blocks_per_chunk)
+        if rest or not n or blocks.typecode != "q":
+            raise InvalidError(f"pages: {n_blocks} blocks of type {blocks.typecode}; wanted q, and "
+                               f"{self.blocks_per_chunk} for each chunk")
+        if n > self._room:
+            self._reserve(n)
+        layouts, extents = self._places
+        if _lib.lib.kvt_layouts_of_pages(self._pages_p, address, n, layouts, extents):
+            raise InvalidError(f"pages: a block outside of 0 to {self._pages.n_blocks - 1}, or -1 "
+                               "without a sink")
+        out = Layouts.__new__(Layouts)
+        out._set(layouts, n, self._arrays, self.keep, False, None)
+        return out
 
 
 #: What calls take as the memory of their chunks.

@@ -16,7 +16,7 @@ import math
 
 import numpy as np
 
-from kvtier import Layouts
+from kvtier import Pages
 
 N_SEGMENTS_MAX = 384
 CHUNK_BYTES_MAX = 256 << 20  # that an agent takes
@@ -111,64 +111,41 @@ def n_segments(chunk_bytes, n_layers):
     return next(n for n in range(wanted, 0, -1) if chunk_bytes % n == 0)
 
 
-class GroupMemory:
-    """The layers of one KV group in one worker, and the extents of its blocks."""
+def block_bytes(layers):
+    """Of one block, all layers."""
+    return sum(layer.page_bytes for layer in layers)
 
-    def __init__(self, layers, blocks_per_chunk, num_blocks):
-        """layers: LayerPages in the group's order."""
+
+class GroupMemory:
+    """The layers of one KV group in one worker, and the memory of its chunks."""
+
+    def __init__(self, layers, blocks_per_chunk, num_blocks, sink=None):
+        """layers: LayerPages in the group's order. sink: a tensor of a block's bytes, whose
+        contents do not matter."""
         if not layers:
             raise LayoutError("a KV group without layers")
-        self.layers = tuple(layers)
-        self.blocks_per_chunk = blocks_per_chunk
-        self.num_blocks = num_blocks
-        self.block_bytes = sum(layer.page_bytes for layer in layers)
-        self.chunk_bytes = self.block_bytes * blocks_per_chunk
-        self._pieces()
+        self.chunk_bytes = block_bytes(layers) * blocks_per_chunk
+        self.n_segments = n_segments(self.chunk_bytes, len(layers))
+        pages = Pages(*_pieces(layers), num_blocks, blocks_per_chunk=blocks_per_chunk,
+                      sink=sink.data_ptr() if sink is not None else 0, keep=sink)
+        #: Of consecutive chunks, for the client, from the ids of their blocks; see Pages.
+        self.batch = pages.layouts
 
-    def _pieces(self):
-        """Per block: address of each piece at block 0, its stride per block, its length."""
-        base, stride, size = [], [], []
-        for layer in self.layers:
-            for offset in layer.offsets:
-                address = layer.base + offset
-                # BL layouts: the layers of a block lie one after the other.
-                if base and base[-1] + size[-1] == address and stride[-1] == layer.block_stride:
-                    size[-1] += layer.piece_bytes
-                    continue
-                base.append(address)
-                stride.append(layer.block_stride)
-                size.append(layer.piece_bytes)
-        self.base = np.array(base, np.uint64)
-        self.stride = np.array(stride, np.uint64)
-        self.size = np.array(size, np.uint64)
-        self._starts = np.concatenate(([0], np.cumsum(self.size[:-1]))).astype(np.uint64)
 
-    @property
-    def n_segments(self):
-        return n_segments(self.chunk_bytes, len(self.layers))
-
-    def ranges(self):
-        """(address, bytes) that blocks may touch; for registration and for checks."""
-        end = self.base + self.stride * np.uint64(self.num_blocks - 1) + self.size
-        return [(int(b), int(e - b)) for b, e in zip(self.base, end)]
-
-    def batch(self, blocks, sink=None):
-        """Memory of consecutive chunks, for the client. blocks: flat array of block ids,
-        blocks_per_chunk each; -1 stands for sink, a tensor of block_bytes whose contents do not
-        matter."""
-        blocks = np.asarray(blocks, np.int64)
-        if blocks.size % self.blocks_per_chunk != 0 or blocks.size == 0:
-            raise ValueError("blocks do not make up whole chunks")
-        if int(blocks.max()) >= self.num_blocks or int(blocks.min()) < -1:
-            raise ValueError("a block id outside of the KV cache")
-        addresses = self.base + blocks.astype(np.uint64)[:, None] * self.stride
-        missing = blocks < 0
-        if missing.any():
-            if sink is None or sink.nbytes < self.block_bytes:
-                raise ValueError("blocks without a place, and no sink")
-            addresses[missing] = self._starts + np.uint64(sink.data_ptr())
-        return Layouts.of_extents(addresses, self.size, blocks.size // self.blocks_per_chunk,
-                                  keep=sink)
+def _pieces(layers):
+    """Of a block: address of each piece in block 0, its stride per block, its length."""
+    base, stride, size = [], [], []
+    for layer in layers:
+        for offset in layer.offsets:
+            address = layer.base + offset
+            # BL layouts: the layers of a block lie one after the other.
+            if base and base[-1] + size[-1] == address and stride[-1] == layer.block_stride:
+                size[-1] += layer.piece_bytes
+                continue
+            base.append(address)
+            stride.append(layer.block_stride)
+            size.append(layer.piece_bytes)
+    return base, stride, size
 
 
 def layout_id(family, layout_name, layers, names, dtype, backend):

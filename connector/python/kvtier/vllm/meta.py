@@ -2,8 +2,7 @@
 """What the two halves of the connector tell each other."""
 
 import dataclasses
-
-import numpy as np
+from array import array
 
 from .compat import KVConnectorMetadata, KVConnectorWorkerMetadata
 
@@ -14,7 +13,7 @@ class Transfer:
     group: int
     keys: bytes            # 32 each
     parent: bytes          # key of the chunk before the first; empty: there is none
-    blocks: np.ndarray     # engine blocks, blocks_per_chunk each; -1: nothing is wanted there
+    blocks: array          # engine blocks (q), blocks_per_chunk each; -1: nothing is wanted there
 
 
 @dataclasses.dataclass

@@ -13,6 +13,7 @@ meanwhile, preemption, abort or a sliding window, the block is not reused before
 import math
 import secrets
 import time
+from array import array
 
 import numpy as np
 
@@ -339,7 +340,8 @@ class SchedulerHalf:
         first += skip
         known = state.keys[plan.index]
         return Transfer(plan.index, b"".join(known[first:last]),
-                        known[first - 1] if first else b"", table[skip * per:])
+                        known[first - 1] if first else b"",
+                        array("q", table[skip * per:].tobytes()))
 
     # ---- saves -----------------------------------------------------------------------------
 
@@ -417,7 +419,7 @@ class SchedulerHalf:
                 continue
             transfers.append(Transfer(
                 group, b"".join(state.keys[group][first:last]),
-                state.keys[group][first - 1] if first else b"", np.array(ids, np.int64)))
+                state.keys[group][first - 1] if first else b"", array("q", ids)))
             pinned.extend(ids)
             state.next_save[group] = last
         if not transfers:

@@ -8,10 +8,12 @@ deadline an op is cancelled here first, after which nothing writes to the engine
 
 import time
 
+import numpy as np
+
 from kvtier import BATCH_MAX, KEY_BYTES, Status
 
 from . import compat
-from .layout import CHUNK_BYTES_MAX, GroupMemory
+from .layout import CHUNK_BYTES_MAX, GroupMemory, block_bytes
 from .meta import Shard, WorkerMeta
 from .namespace import group_pages, identity, plans
 from .port import LATE_NS
@@ -37,7 +39,7 @@ class _Save:
 
 
 class _Group:
-    __slots__ = ("plan", "memory", "shard", "handle", "stores", "sink")
+    __slots__ = ("plan", "memory", "shard", "handle", "stores")
 
 
 class WorkerHalf:
@@ -74,13 +76,17 @@ class WorkerHalf:
             names, spec = found.names, found.spec
             group = _Group()
             group.plan = plan
+            device = kv_caches[names[0]].device
+            self._use(device)
+            bytes_of_block = block_bytes(found.pages)
+            sink = compat.byte_buffer(bytes_of_block, device) if plan.blocks_per_chunk > 1 else None
             group.memory = GroupMemory(found.pages, plan.blocks_per_chunk,
-                                       self._kv_cache_config.num_blocks)
+                                       self._kv_cache_config.num_blocks, sink)
             if group.memory.chunk_bytes > CHUNK_BYTES_MAX:
                 raise ValueError(
                     f"KVTier: chunks of {plan.chunk_tokens} tokens have {group.memory.chunk_bytes} "
                     f"bytes, and an agent takes at most {CHUNK_BYTES_MAX}; set chunk_tokens to at "
-                    f"most {CHUNK_BYTES_MAX // group.memory.block_bytes * plan.block_tokens}")
+                    f"most {CHUNK_BYTES_MAX // bytes_of_block * plan.block_tokens}")
             replicated = compat.is_mla(spec)  # every rank has the same: one copy is enough
             n_heads, head_dim = compat.spec_heads(spec)
             group.shard = Shard(
@@ -90,10 +96,6 @@ class WorkerHalf:
                 kv_group=plan.index, n_segments=group.memory.n_segments,
                 chunk_bytes=group.memory.chunk_bytes, tokens_per_chunk=plan.chunk_tokens)
             group.stores = not replicated or tp_rank == 0
-            device = kv_caches[names[0]].device
-            self._use(device)
-            group.sink = compat.byte_buffer(group.memory.block_bytes, device) \
-                if plan.blocks_per_chunk > 1 else None
             group.handle = -1
             self._groups.append(group)
             compat.log.info("KVTier: KV group %d: %d layers, %d bytes per chunk of %d tokens, "
@@ -123,15 +125,19 @@ class WorkerHalf:
     def _submit(self, call, transfer, start, deadline_ns):
         """One op of at most BATCH_MAX chunks. @return (op or None, chunks)."""
         group = self._groups[transfer.group]
-        n = min(len(transfer.keys) // KEY_BYTES - start, BATCH_MAX)
-        per = group.plan.blocks_per_chunk
-        names = transfer.keys[start * KEY_BYTES:(start + n) * KEY_BYTES]
-        parent = transfer.keys[(start - 1) * KEY_BYTES:start * KEY_BYTES] if start \
-            else transfer.parent
-        memory = group.memory.batch(transfer.blocks[start * per:(start + n) * per], group.sink)
+        names, blocks, parent = transfer.keys, transfer.blocks, transfer.parent
+        n = len(names) // KEY_BYTES - start
+        if start or n > BATCH_MAX:
+            n = min(n, BATCH_MAX)
+            per, end = group.plan.blocks_per_chunk, start + n
+            if start:
+                parent = names[(start - 1) * KEY_BYTES:start * KEY_BYTES]
+            names = names[start * KEY_BYTES:end * KEY_BYTES]
+            blocks = blocks[start * per:end * per]
         # The copy comes after what the engine has queued until now, and nobody waits for it.
         stream = compat.current_stream(self._gpu) if self._gpu is not None else None
-        op = call(group.handle, names, memory, parent or None, deadline_ns, stream)
+        op = call(group.handle, names, group.memory.batch(blocks), parent or None, deadline_ns,
+                  stream)
         return op, n
 
     def start_load_kv(self, meta):
@@ -258,7 +264,7 @@ class WorkerHalf:
         good_tokens, broken = 0, False
         for transfer, start, n, came in load.parts:
             per = self._plans[transfer.group].blocks_per_chunk
-            blocks = transfer.blocks[start * per:(start + n) * per]
+            blocks = np.frombuffer(transfer.blocks, np.int64)[start * per:(start + n) * per]
             if broken:
                 came = 0
             good = blocks[:came * per]
