@@ -21,6 +21,7 @@
 struct kvt_copy_stop {
     const _Atomic int *flag;
     uint64_t deadline_ns; /* UINT64_MAX: none */
+    uint64_t yield_ns;    /* from then on the copy gives way between its blocks */
 };
 
 struct kvt_copy_ops {

@@ -72,13 +72,13 @@ static inline void copy_prefetch(const struct kvt_runs *runs)
 }
 
 /*
- * Asked before every block. Between two of them a copy also gives way to the engine's threads and
- * to the agent: with few cores they would wait for it up to the scheduler's next tick, some
- * milliseconds. With nobody waiting that is one short call for 256 KiB.
+ * Asked before every block. Between two of them a copy that has gone on for a while also gives way
+ * to the engine's threads and to the agent: with few cores they would wait for it up to the
+ * scheduler's next tick, some milliseconds. With nobody waiting that is one short call for 256 KiB.
  */
 static inline bool copy_stopped(const struct kvt_copy_stop *stop, bool is_first)
 {
-    if (!is_first)
+    if (!is_first && kvt_now_ns() >= stop->yield_ns)
         sched_yield();
     return atomic_load_explicit(stop->flag, memory_order_relaxed) != 0 ||
            (stop->deadline_ns != UINT64_MAX && kvt_now_ns() > stop->deadline_ns);

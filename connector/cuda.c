@@ -230,7 +230,8 @@ void kvt_cuda_job(struct kvt_worker *w, uint64_t *sums)
 {
     struct kvt_session *s = w->session;
     struct kvt_client_op *op = w->op;
-    struct kvt_copy_stop stop = {&op->stop, op->type == KVTIER_LOAD ? op->deadline_ns : UINT64_MAX};
+    struct kvt_copy_stop stop = {&op->stop, op->type == KVTIER_LOAD ? op->deadline_ns : UINT64_MAX,
+                                 w->yield_ns};
     struct kvt_error err;
     enum kvt_status status = items_copy(w, &stop, &err);
     for (uint32_t i = 0; i < w->n; i++) {

@@ -195,7 +195,7 @@ static int32_t item_store(struct kvt_worker *w, uint32_t index, uint64_t *sums)
     struct kvt_session *s = w->session;
     struct kvt_client_op *op = w->op;
     const struct kvt_client_item *item = &op->items[index];
-    struct kvt_copy_stop stop = {&op->stop, UINT64_MAX};
+    struct kvt_copy_stop stop = {&op->stop, UINT64_MAX, w->yield_ns};
 
     if (!kvt_arena_populate(&s->arena, item->offset, op->chunk_bytes))
         return KVT_ERR_IO;
@@ -211,7 +211,7 @@ static int32_t item_load(struct kvt_worker *w, uint32_t index)
     struct kvt_session *s = w->session;
     struct kvt_client_op *op = w->op;
     const struct kvt_client_item *item = &op->items[index];
-    struct kvt_copy_stop stop = {&op->stop, op->deadline_ns};
+    struct kvt_copy_stop stop = {&op->stop, op->deadline_ns, w->yield_ns};
 
     if (!kvt_arena_populate(&s->arena, item->offset, op->chunk_bytes))
         return KVT_ERR_IO;
@@ -233,7 +233,11 @@ void kvt_job_run(struct kvt_worker *w)
     size_t indexes_bytes = ((size_t)w->n * sizeof(uint32_t) + 7) & ~(size_t)7;
     uint64_t *sums = (uint64_t *)(void *)((unsigned char *)indexes + indexes_bytes);
 
-    sched_yield(); /* as copies do between their blocks */
+    uint64_t now_ns = kvt_now_ns();
+    if (now_ns - w->rest_ns >= KVT_REST_NS)
+        w->yield_ns = now_ns + KVT_BURST_NS;
+    if (now_ns >= w->yield_ns)
+        sched_yield(); /* as copies do between their blocks */
     for (uint32_t i = 0; i < w->n; i++) {
         indexes[i] = w->items[i];
         if (w->kind == KVT_WORK_HOST)
@@ -252,6 +256,7 @@ void kvt_job_run(struct kvt_worker *w)
               .op = op->id},
         .n_items = w->n,
     };
+    w->rest_ns = kvt_now_ns();
 }
 
 static void commit_send_locked(struct kvt_session *s, struct kvt_worker *w)

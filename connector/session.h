@@ -30,6 +30,14 @@
 #define KVT_JOB_BYTES                                                                              \
     (8 * KVT_MIB) /* copied between two looks at the socket, and committed at once */
 
+/*
+ * Who copied nothing for so long may copy for so long without giving way. An engine saves at the
+ * end of a step, when its other threads spin until the next one: what gives way to them then copies
+ * in that one's time instead, a block at each of the scheduler's ticks.
+ */
+#define KVT_REST_NS  UINT64_C(4000000)
+#define KVT_BURST_NS UINT64_C(500000)
+
 #define KVT_ITEM_CUT 1 /* result of a copy that was stopped; no status has this value */
 
 #define KVT_LOOKUP_ANSWER_NS  UINT64_C(1000000000)  /* an agent that is slower counts as away */
@@ -144,7 +152,9 @@ struct kvt_worker { /* its fields are the owner's while a job is under way */
     pthread_t thread;
     enum kvt_work_kind kind;
     struct kvt_client_op *op;
-    bool tx_pending; /* tx holds a COMMIT for op that the socket had no room for */
+    uint64_t yield_ns; /* copies give way from then on */
+    uint64_t rest_ns;  /* when the last job ended */
+    bool tx_pending;   /* tx holds a COMMIT for op that the socket had no room for */
     uint32_t n;
     uint16_t items[KVT_BATCH_MAX];
     int32_t results[KVT_BATCH_MAX]; /* statuses, or KVT_ITEM_CUT */

@@ -17,7 +17,7 @@
 #define N_LAYERS    32u
 
 static _Atomic int go_on;
-static const struct kvt_copy_stop no_stop = {&go_on, UINT64_MAX};
+static const struct kvt_copy_stop no_stop = {&go_on, UINT64_MAX, 0};
 
 static int compare(const void *a, const void *b)
 {

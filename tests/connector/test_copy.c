@@ -15,7 +15,7 @@
 static const struct kvt_copy_ops *variants[2];
 static int n_variants;
 static _Atomic int go_on;
-static const struct kvt_copy_stop no_stop = {&go_on, UINT64_MAX};
+static const struct kvt_copy_stop no_stop = {&go_on, UINT64_MAX, 0};
 
 static uint64_t rng_state;
 
@@ -139,8 +139,8 @@ END_TEST
 START_TEST(a_stopped_copy_writes_nothing)
 {
     _Atomic int flag = 1;
-    struct kvt_copy_stop stop = {&flag, UINT64_MAX};
-    struct kvt_copy_stop late = {&go_on, kvt_now_ns() - 1};
+    struct kvt_copy_stop stop = {&flag, UINT64_MAX, 0};
+    struct kvt_copy_stop late = {&go_on, kvt_now_ns() - 1, 0};
     unsigned char from[4096], to[4096] = {0}, zero[4096] = {0};
     uint64_t sum;
     kvtier_extent extent = {from, sizeof(from)};

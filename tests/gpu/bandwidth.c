@@ -115,7 +115,7 @@ static uint64_t slot_of(const struct mover *m, uint64_t bytes, uint32_t i)
 static void *lane_main(void *arg)
 {
     static _Atomic int go_on;
-    const struct kvt_copy_stop stop = {&go_on, UINT64_MAX};
+    const struct kvt_copy_stop stop = {&go_on, UINT64_MAX, 0};
     struct mover *m = arg;
     struct kvt_lane lane;
     struct kvt_error err;

@@ -170,7 +170,7 @@ static void chunk_run(struct bench *b, struct kvt_lane *lane, const kvtier_layou
                       uint64_t offset, uint64_t bytes)
 {
     static _Atomic int go_on;
-    const struct kvt_copy_stop stop = {&go_on, UINT64_MAX};
+    const struct kvt_copy_stop stop = {&go_on, UINT64_MAX, 0};
     CHECK(b->gpu.device.api.event_record(b->after, b->stream) == 0);
     kvt_lane_begin(lane, b->after);
     enum kvt_status status = kvt_lane_copy(lane, layout, offset, bytes, &stop);
@@ -303,7 +303,7 @@ static void stop_run(struct bench *b, const char *way)
     CHECK(b->gpu.device.api.mem_alloc(&ptr, sizeof(before)) == 0);
     const kvtier_extent extent = {(void *)(uintptr_t)ptr, sizeof(before)}; /* NOLINT: of the GPU */
     const kvtier_layout layout = {.extents = &extent, .n_extents = 1};
-    const struct kvt_copy_stop stops[] = {{&halt, UINT64_MAX}, {&go_on, 1}};
+    const struct kvt_copy_stop stops[] = {{&halt, UINT64_MAX, 0}, {&go_on, 1, 0}};
     memcpy(before, b->gpu.arena.maps[0].addr, sizeof(before));
     for (unsigned i = 0; i < KVT_ARRAY_LEN(stops); i++) {
         kvt_lane_begin(&b->store, NULL);

@@ -90,7 +90,7 @@ static double chunks_move(const struct parts_gpu *gpu, struct kvt_lane *lane, ui
 {
     static _Atomic int go_on;
     static kvtier_extent extents[PIECES];
-    const struct kvt_copy_stop stop = {&go_on, UINT64_MAX};
+    const struct kvt_copy_stop stop = {&go_on, UINT64_MAX, 0};
     const kvtier_layout layout = {.extents = extents, .n_extents = PIECES};
     uint64_t begin = kvt_now_ns(), bytes = (uint64_t)PIECES * piece_bytes;
     for (uint32_t i = 0; i < PIECES; i++) { /* two apart, so that they are not one run */
