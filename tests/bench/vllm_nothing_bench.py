@@ -2,12 +2,15 @@
 """What vLLM loses to its connector when nothing is cached, on CPUs, in one process.
 
 Usage: vllm_nothing_bench.py KVTIERD ENGINES [--role kv_consumer|kv_both] [--only steps,bursts]
-           [--seconds N]
+           [--model small|0.5b] [--seconds N]
 with ENGINES/venv/bin/python and PYTHONPATH=ENGINES/vllm-0.32.0:tests/engines
 ENGINES is the folder that tests/engines/make_env.py made.
 
 steps   steps in which 4 requests get a token each
 bursts  prompts of 400 and 100 tokens at once that nobody has, 4 new tokens each
+
+The small model has 15 times as much KV per computation as any that is served; 0.5b is as wide and
+deep as Qwen2.5-0.5B (1.5 GB of weights, made when it is asked for first).
 
 One engine works with its connector, as if it had none, so once more (the control), and with a
 connector that does nothing, which is what vLLM takes for having any. The speed of a machine changes
@@ -47,7 +50,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (  # noqa: E402
 BLOCKS = 80       # so few that a warm engine has touched them all
 BURST = (400, 100)
 STEADY = 130      # and up to 125 more: neither a block nor a chunk ends while the ways change
-WARM_UP, COUNTED = 20, 50
+MODELS = {"small": (20, 50), "0.5b": (3, 10)}  # bursts to warm up and to count in
 TRIM = 0.1        # of the rounds, at each end
 WITH, WITHOUT, CONTROL, EMPTY = WAYS = \
     "with it", "without", "without, once more", "one that does nothing"
@@ -122,10 +125,10 @@ def orders_of_rounds():
 
 
 class Bench:
-    def __init__(self, agent, model, role):
-        self.agent = agent
+    def __init__(self, agent, folder, role, n_warm_up, n_counted):
+        self.agent, self.n_counted = agent, n_counted
         self.llm = LLM(
-            model=model, skip_tokenizer_init=True, dtype="float32", enforce_eager=True,
+            model=folder, skip_tokenizer_init=True, dtype="float32", enforce_eager=True,
             max_model_len=8192, block_size=128, max_num_seqs=8, max_num_batched_tokens=8192,
             num_gpu_blocks_override=BLOCKS, gpu_memory_utilization=0.2, disable_log_stats=False,
             kv_transfer_config=KVTransferConfig(**transfer_config(
@@ -133,7 +136,7 @@ class Bench:
         self.ways = Ways(self.llm, self.llm.llm_engine.vllm_config)
         self.step = self.llm.llm_engine.step
         self.seed = 0
-        for _ in range(WARM_UP):
+        for _ in range(n_warm_up):
             for name in (WITH, WITHOUT):
                 self.burst(name)
         gc.collect()
@@ -201,7 +204,7 @@ class Bench:
         clocks = [Clock(self.ways.scheduler.connector, SCHEDULER_CALLS),
                   Clock(get_kv_transfer_group(), WORKER_CALLS)]
         threads, agent = threads_us(os.getpid(), "kvtier"), threads_us(self.agent.pid)
-        whole = sum(self.burst(WITH) for _ in range(COUNTED)) * 1e6
+        whole = sum(self.burst(WITH) for _ in range(self.n_counted)) * 1e6
         return (sum(clock.take_us() for clock in clocks) / whole,
                 (threads_us(os.getpid(), "kvtier") - threads) / whole,
                 (threads_us(self.agent.pid) - agent) / whole)
@@ -236,11 +239,14 @@ def main():
     parser.add_argument("engines")
     parser.add_argument("--role", choices=("kv_consumer", "kv_both"), default="kv_consumer")
     parser.add_argument("--only", default="steps,bursts")
+    parser.add_argument("--model", choices=MODELS, default="small")
     parser.add_argument("--seconds", type=float, default=60, help="for each")
     args = parser.parse_args()
+    env = Env(args.engines)
+    env.make((), (args.model,))
     with Agent(args.kvtierd, host_bytes="2GiB") as agent:
-        bench = Bench(agent, Env(args.engines).model("small"), args.role)
-        print(f"nothing cached, {args.role}")
+        bench = Bench(agent, env.model(args.model), args.role, *MODELS[args.model])
+        print(f"nothing cached, {args.role}, model {args.model}")
         for name in args.only.split(","):
             show(name, getattr(bench, name)(time.monotonic() + args.seconds))
         calls, threads, agents = bench.counts()

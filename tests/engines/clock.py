@@ -9,10 +9,11 @@ SCHEDULER_CALLS = ("get_num_new_matched_tokens", "update_state_after_alloc",
                    "request_finished_all_groups", "has_pending_push_work",
                    "has_pending_block_frees", "take_events", "get_kv_connector_stats",
                    "on_new_request")
-WORKER_CALLS = ("handle_preemptions", "bind_connector_metadata", "start_load_kv",
-                "wait_for_layer_load", "save_kv_layer", "wait_for_save", "get_transfer_results",
-                "get_finished", "get_block_ids_with_load_errors", "get_kv_connector_stats",
-                "build_connector_worker_meta", "clear_connector_metadata")
+WORKER_CALLS = ("handle_preemptions", "bind_connector_metadata", "has_connector_metadata",
+                "start_load_kv", "wait_for_layer_load", "save_kv_layer", "wait_for_save",
+                "get_transfer_results", "get_finished", "get_block_ids_with_load_errors",
+                "get_kv_connector_stats", "build_connector_worker_meta",
+                "clear_connector_metadata")
 
 
 class Clock:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes folders with seeded weights: make_model.py FOLDER/model-{tiny,small,mla,hybrid} or
+"""Writes folders with seeded weights: make_model.py FOLDER/model-{tiny,small,0.5b,mla,hybrid} or
 FOLDER/lora-{a,b}, adapters for model-tiny.
 
 The scale of the weights matters. With an engine's own dummy weights the logits are flat, and
@@ -23,6 +23,9 @@ CONFIGS = {
              "num_hidden_layers": 4, "intermediate_size": 352, "head_dim": 32},
     "small": {**LLAMA, "hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 4,
               "num_hidden_layers": 8, "intermediate_size": 1408, "head_dim": 64},
+    # As wide and deep as Qwen2.5-0.5B, with fewer tokens: as much KV per computation as a real one.
+    "0.5b": {**LLAMA, "hidden_size": 896, "num_attention_heads": 14, "num_key_value_heads": 2,
+             "num_hidden_layers": 24, "intermediate_size": 4864, "head_dim": 64},
     "mla": {"architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2",
             "hidden_act": "silu", "vocab_size": 32000, "max_position_embeddings": 8192,
             "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "hidden_size": 256,
