@@ -9,8 +9,8 @@ ENGINES is the folder that tests/engines/make_env.py made.
 steps   steps in which 4 requests get a token each
 bursts  prompts of 400 and 100 tokens at once that nobody has, 4 new tokens each
 
-The small model has 15 times as much KV per computation as any that is served; 0.5b is as wide and
-deep as Qwen2.5-0.5B (1.5 GB of weights, made when it is asked for first).
+0.5b is as wide and deep as Qwen2.5-0.5B (1.7 GB, made when it is asked for first); the small model
+has ten times as much KV per computation.
 
 One engine works with its connector, as if it had none, so once more (the control), and with a
 connector that does nothing, which is what vLLM takes for having any. The speed of a machine changes
