@@ -17,6 +17,7 @@ static enum kvt_status config_check(const struct kvt_core_config *c, struct kvt_
         {"n_nvme_slabs", c->n_nvme_slabs, 0, UINT32_C(1) << (31 - KVT_SLOT_INDEX_BITS)},
         {"nvme_slab_bytes", c->nvme_slab_bytes, c->n_nvme_slabs > 0 ? 2 * KVT_PAGE_BYTES : 0,
          KVT_TIB},
+        {"group_bytes", c->group_bytes, 1, KVT_TIB},
         {"n_ios_max", c->n_ios_max, 1, 65536},
         {"n_sessions_max", c->n_sessions_max, 1, 65536},
         {"n_ops_max", c->n_ops_max, 1, UINT32_C(1) << 20},
@@ -116,7 +117,7 @@ void kvt_core_host_slab(struct kvt_core *core, uint32_t slab, uint64_t arena_off
 /* No slab has it, and nothing waits for one. */
 static bool class_is_idle(const struct kvt_core *core, unsigned c)
 {
-    return core->pool[HOST].n_of_class[c] == 0 && core->pool[NVME].n_of_class[c] == 0 &&
+    return core->pool[HOST].classes[c].n_slabs == 0 && core->pool[NVME].classes[c].n_slabs == 0 &&
            core->reserves.of_class[c].head == NONE && core->loads.of_class[c].head == NONE;
 }
 

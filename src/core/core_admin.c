@@ -170,7 +170,7 @@ unsigned kvt_core_tiers(const struct kvt_core *core, struct kvt_admin_tier tiers
         };
         for (unsigned i = 0; i < core->n_classes; i++)
             out->classes[i] = (struct kvt_admin_class){
-                core->class_bytes[i], core->class_segments[i], pool->n_of_class[i]};
+                core->class_bytes[i], core->class_segments[i], pool->classes[i].n_slabs};
     }
     return n;
 }

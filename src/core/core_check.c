@@ -26,6 +26,60 @@ expect(struct checker *k, bool condition, const char *format, ...)
     return condition;
 }
 
+/* The lists of groups, and that together they name each free slot once. */
+static void check_groups(struct checker *k, const struct slab_pool *pool, unsigned size_class)
+{
+    const struct pool_class *class = &pool->classes[size_class];
+    const char *name = pool->tier == HOST ? "host" : "nvme";
+    uint32_t n_listed = 0, n_free = 0, n_slots = 0, n_slabs = 0;
+    if (class->filling != NONE) {
+        const struct slab *slab = &pool->slabs[slot_slab(class->filling)];
+        expect(k, slab->owner != NULL && slab->size_class == size_class,
+               "%s class %u fills group %x of a slab that is not of it", name, size_class,
+               class->filling);
+    }
+    for (unsigned n = 1; n <= GROUP_SLOTS_MAX; n++) {
+        uint32_t prev = NONE;
+        expect(k, (class->groups[n - 1] != NONE) == (class->has_groups >> (n - 1) & 1),
+               "%s class %u: the bit of groups with %u free slots is wrong", name, size_class, n);
+        for (uint32_t first = class->groups[n - 1]; first != NONE;) {
+            const struct slab *slab = &pool->slabs[slot_slab(first)];
+            const struct slot_group *group =
+                slab->owner == NULL ? NULL : &slab->groups[slot_index(first) / slab->group_slots];
+            if (!expect(k,
+                        group != NULL && slab->size_class == size_class && group->n_free == n &&
+                            group->prev == prev,
+                        "%s class %u: group %x is listed wrongly", name, size_class, first))
+                return;
+            n_listed += n;
+            prev = first;
+            first = group->next;
+        }
+    }
+    for (uint32_t s = 0; s < pool->n_slabs; s++) {
+        const struct slab *slab = &pool->slabs[s];
+        if (slab->owner == NULL || slab->size_class != size_class)
+            continue;
+        n_slabs++;
+        n_slots += slab->n_slots;
+        n_free += slab->n_slots - slab->n_used;
+        for (uint32_t i = 0, n = 0; i < slab->n_slots; i++) {
+            n += (slab->owner[i] & OWNER_FREE) != 0;
+            if (i + 1 < slab->n_slots && (i + 1) % slab->group_slots != 0)
+                continue;
+            expect(k, n == slab->groups[i / slab->group_slots].n_free,
+                   "%s slab %u: group of slot %u has %u free slots, counts %u", name, s, i, n,
+                   slab->groups[i / slab->group_slots].n_free);
+            n = 0;
+        }
+    }
+    expect(k,
+           n_listed == n_free && n_free == class->n_slots_free && n_slots == class->n_slots &&
+               n_slabs == class->n_slabs,
+           "%s class %u: %u slots free, %u listed, counts %u of %u", name, size_class, n_free,
+           n_listed, class->n_slots_free, n_slots);
+}
+
 static void check_pool(struct checker *k, const struct slab_pool *pool)
 {
     const struct kvt_core *core = k->core;
@@ -59,18 +113,10 @@ static void check_pool(struct checker *k, const struct slab_pool *pool)
             continue;
         expect(k, n_used == slab->n_used && n_used > 0, "%s slab %u has %u slots used, counts %u",
                name, s, n_used, slab->n_used);
-        expect(k, slab->listed == (slab->first_free != NONE), "%s slab %u is listed wrongly", name,
-               s);
-        uint32_t n_chain = 0;
-        for (uint32_t i = slab->first_free; i != NONE && n_chain <= slab->n_slots; n_chain++) {
-            i = slab->owner[i] & ~OWNER_FREE;
-            if (i == KVT_SLOTS_PER_SLAB)
-                i = NONE;
-        }
-        expect(k, n_chain == slab->n_slots - n_used, "%s slab %u: %u slots free, %u chained", name,
-               s, slab->n_slots - n_used, n_chain);
         used_bytes += n_used * (core->class_bytes[slab->size_class] + pool->slot_extra_bytes);
     }
+    for (unsigned i = 0; i < core->n_classes; i++)
+        check_groups(k, pool, i);
     expect(k, used_bytes == pool->used_bytes, "%s: %llu bytes used, counts %llu", name,
            (unsigned long long)used_bytes, (unsigned long long)pool->used_bytes);
     expect(k, n_free == pool->n_free && n_present == pool->n_present, "%s: slab counts differ",

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Making room: a free slot, else a victim of the same size class, else a slab of another class. */
+/* Making room: a free slot, else victims of the same size class, else a slab of another class. */
 #include "core_internal.h"
 
 #define RECLAIM_TRIES 8      /* slabs looked at per request */
 #define DEMOTE_STEPS  4096   /* slots looked at per request */
 #define RECLAIM_STEPS 100000 /* chunks looked at per slab, descendants included */
+#define SPARE_SHARE   64     /* one slot in so many on NVMe stays free, until its group is */
+#define ALONE         7      /* victims that go alone after one whose neighbours mostly stayed */
 
 _Static_assert(KVT_STAT_EVICT_HOST_SLAB == KVT_STAT_EVICT_HOST_ROOM + EVICT_SLAB &&
                    KVT_STAT_EVICT_HOST_INDEX == KVT_STAT_EVICT_HOST_ROOM + EVICT_INDEX &&
@@ -76,54 +78,94 @@ static bool usable(void *arg, uint32_t c)
     return core->chunks[c].pins == 0;
 }
 
-/* Who is in the slot, if it is of the class and may go; or KVT_CHUNK_NONE. */
-static uint32_t candidate_at(const struct kvt_core *core, uint32_t s, uint32_t i,
-                             unsigned size_class)
+/* Next of a walk over c's descendants in pre-order; NONE after the last. */
+static uint32_t next_below(const struct kvt_core *core, uint32_t root, uint32_t c)
 {
-    const struct slab *slab = &core->pool[NVME].slabs[s];
-    if (slab->owner == NULL || slab->size_class != size_class || i >= slab->n_slots ||
-        owner_is_none(slab->owner[i]))
-        return KVT_CHUNK_NONE;
-    const struct chunk *chunk = &core->chunks[slab->owner[i]];
-    bool ok = chunk->pins == 0 && (chunk->flags & (CHUNK_CANDIDATE << NVME)) != 0;
-    return ok ? slab->owner[i] : KVT_CHUNK_NONE;
+    if (core->chunks[c].first_child != NONE)
+        return core->chunks[c].first_child;
+    while (c != root && core->chunks[c].next_sibling == NONE)
+        c = core->chunks[c].parent;
+    return c == root ? NONE : core->chunks[c].next_sibling;
+}
+
+/* Whether a chunk's copy on NVMe may go with the last victim, once those below it are gone. */
+static bool may_go_too(const struct kvt_core *core, uint32_t c, unsigned size_class)
+{
+    const struct chunk *chunk = &core->chunks[c];
+    const struct kvt_policy *policy = core->pool[NVME].policy;
+    return chunk->pins == 0 && !(chunk->flags & CHUNK_UNHASHED) &&
+           chunk->nvme_state == NVME_VALID && chunk->host_state != HOST_READING &&
+           (chunk->host_state == HOST_VALID || chunk->n_children[HOST] == 0) &&
+           core->ns[chunk->ns].size_class == size_class &&
+           policy->ops->may_go_too(policy, c, core->tick);
+}
+
+/* A chunk's copy on NVMe and those below it, or none of them. */
+static bool evict_with_below(struct kvt_core *core, uint32_t root, unsigned size_class,
+                             unsigned *n_looks)
+{
+    uint32_t gone[2 * GROUP_SLOTS_MAX];
+    unsigned n = 0;
+    for (uint32_t c = root; c != NONE; c = next_below(core, root, c)) {
+        if (*n_looks == 0)
+            return false;
+        (*n_looks)--;
+        if (core->chunks[c].nvme_state == NVME_NONE)
+            continue;
+        if (!may_go_too(core, c, size_class))
+            return false;
+        gone[n++] = c;
+    }
+    while (n > 0)
+        forget(core, NVME, gone[--n], EVICT_ROOM);
+    return true;
 }
 
 /*
- * Who lies beside the last victim. What is written next goes to freed slots: where these are
- * neighbours, the disk gets one large request instead of a small one for each chunk and each
- * header, and so it does when the chunks are read. Where the neighbours stay it is the last
- * victim's parent, since a chain was written in runs.
+ * The neighbours of a victim go with it where the policy minds little. What is written next then
+ * finds a whole group of free slots: one large request for the disk instead of a small one for each
+ * chunk and each header, and so it is when the chunks are read. One victim after the other, with
+ * the neighbours of the last one preferred, ends with nearly every slot a place of its own: a
+ * chain's chunks that were apart stay apart, and each time some more are.
  */
-static uint32_t beside_last(const struct kvt_core *core, unsigned size_class)
+static void evict_neighbours(struct kvt_core *core, uint32_t first, unsigned size_class)
 {
-    const struct slab_pool *pool = &core->pool[NVME];
-    uint32_t last = pool->last_freed, parent = pool->last_parent_slot;
-    if (last == KVT_SLOT_NONE)
-        return KVT_CHUNK_NONE;
-    uint32_t c = candidate_at(core, slot_slab(last), slot_index(last) - 1, size_class);
-    if (c == KVT_CHUNK_NONE)
-        c = candidate_at(core, slot_slab(last), slot_index(last) + 1, size_class);
-    if (c == KVT_CHUNK_NONE && parent != KVT_SLOT_NONE)
-        c = candidate_at(core, slot_slab(parent), slot_index(parent), size_class);
-    return c;
+    struct slab_pool *pool = &core->pool[NVME];
+    const struct slab *slab = &pool->slabs[slot_slab(first)];
+    unsigned group_slots = slab->group_slots, n_looks = 2 * group_slots, n_gone = 0;
+    if (pool->n_alone > 0) {
+        pool->n_alone--;
+        return;
+    }
+    /* Ends of chains mostly come last. The slab has no class any more when its last chunk goes. */
+    for (uint32_t i = slot_index(first) + core_group_size(slab, first);
+         i-- > slot_index(first) && slab->owner != NULL && n_looks > 0;)
+        if (!owner_is_none(slab->owner[i]))
+            n_gone += evict_with_below(core, slab->owner[i], size_class, &n_looks);
+    if (n_gone < (2 * group_slots - n_looks) / 8) /* not worth the looks */
+        pool->n_alone = ALONE;
 }
 
-static bool evict_one(struct kvt_core *core, enum tier tier, unsigned size_class)
+static bool evict(struct kvt_core *core, enum tier tier, unsigned size_class)
 {
     struct slab_pool *pool = &core->pool[tier];
-    uint32_t near = tier == NVME ? beside_last(core, size_class) : KVT_CHUNK_NONE;
-    uint32_t c =
-        pool->policy->ops->victim(pool->policy, size_class, usable, core, near, core->tick);
+    const struct kvt_policy_ops *ops = pool->policy->ops;
+    uint32_t c = ops->victim(pool->policy, size_class, usable, core, core->tick);
     if (c == KVT_CHUNK_NONE)
         return false;
     KVT_ASSERT(core->chunks[c].flags & (CHUNK_CANDIDATE << tier));
-    if (tier == NVME) {
-        uint32_t parent = core->chunks[c].parent;
-        pool->last_freed = core->chunks[c].nvme_slot;
-        pool->last_parent_slot = parent != NONE ? core->chunks[parent].nvme_slot : KVT_SLOT_NONE;
-    }
+    uint32_t slot = tier == HOST ? core->chunks[c].host_slot : core->chunks[c].nvme_slot;
+    uint32_t first = core_slot_group(pool, slot);
+    const struct slab *slab = &pool->slabs[slot_slab(slot)];
     forget(core, tier, c, EVICT_ROOM);
+    /* After a restart a slab can hold chunks of another class than its own, of the same slot size.
+     */
+    if (slab->owner == NULL || slab->size_class != size_class)
+        return true;
+    if (tier == NVME && ops->may_go_too != NULL)
+        evict_neighbours(core, first, size_class);
+    if (slab->owner != NULL)
+        pool->classes[size_class].filling = first;
     return true;
 }
 
@@ -167,16 +209,6 @@ bool core_at_rest(const struct chunk *chunk)
 bool core_removable(const struct chunk *chunk)
 {
     return chunk->pins == 0 && core_at_rest(chunk);
-}
-
-/* Next of a walk over c's descendants in pre-order; NONE after the last. */
-static uint32_t next_below(const struct kvt_core *core, uint32_t root, uint32_t c)
-{
-    if (core->chunks[c].first_child != NONE)
-        return core->chunks[c].first_child;
-    while (c != root && core->chunks[c].next_sibling == NONE)
-        c = core->chunks[c].parent;
-    return c == root ? NONE : core->chunks[c].next_sibling;
 }
 
 static uint32_t deepest(const struct kvt_core *core, uint32_t c)
@@ -246,8 +278,8 @@ static bool reclaim_slab(struct kvt_core *core, struct slab_pool *pool, unsigned
 {
     unsigned from = KVT_CLASSES_MAX;
     for (unsigned i = 0; i < core->n_classes; i++)
-        if (i != for_class && pool->n_of_class[i] > min_slabs &&
-            (from == KVT_CLASSES_MAX || pool->n_of_class[i] > pool->n_of_class[from]))
+        if (i != for_class && pool->classes[i].n_slabs > min_slabs &&
+            (from == KVT_CLASSES_MAX || pool->classes[i].n_slabs > pool->classes[from].n_slabs))
             from = i;
     if (from == KVT_CLASSES_MAX)
         return false;
@@ -270,36 +302,40 @@ static bool reclaim_slab(struct kvt_core *core, struct slab_pool *pool, unsigned
 static uint32_t share_of(const struct kvt_core *core, const struct slab_pool *pool,
                          unsigned size_class)
 {
-    uint32_t n_active = pool->n_of_class[size_class] == 0;
+    uint32_t n_active = pool->classes[size_class].n_slabs == 0;
     for (unsigned i = 0; i < core->n_classes; i++)
-        n_active += pool->n_of_class[i] > 0;
+        n_active += pool->classes[i].n_slabs > 0;
     return pool->n_present / n_active;
 }
 
 bool core_lacks_slabs(const struct kvt_core *core, unsigned size_class)
 {
     const struct slab_pool *pool = &core->pool[HOST];
-    return pool->n_of_class[size_class] < share_of(core, pool, size_class);
+    return pool->classes[size_class].n_slabs < share_of(core, pool, size_class);
 }
 
 uint32_t core_room(struct kvt_core *core, enum tier tier, uint32_t c)
 {
     struct slab_pool *pool = &core->pool[tier];
     unsigned size_class = chunk_ns(core, c)->size_class;
-    uint32_t slot = core_slot_take(core, pool, size_class, c);
+    bool has_spare = tier == NVME && pool->policy->ops->may_go_too != NULL;
+    uint32_t n_spare = has_spare ? pool->classes[size_class].n_slots / SPARE_SHARE : 0;
+    uint32_t slot = core_slot_take(core, pool, size_class, c, n_spare);
     if (slot != KVT_SLOT_NONE || pool->n_present == 0)
         return slot;
     uint32_t share = share_of(core, pool, size_class);
     bool found = false;
-    if (pool->n_of_class[size_class] < share)
+    if (pool->classes[size_class].n_slabs < share)
         found = reclaim_slab(core, pool, size_class, share);
     if (!found)
-        found = evict_one(core, tier, size_class);
+        found = evict(core, tier, size_class);
     if (!found && tier == HOST)
         found = demote_one(core, size_class);
-    if (!found && pool->n_of_class[size_class] == 0)
+    if (!found && pool->classes[size_class].n_slabs == 0)
         found = reclaim_slab(core, pool, size_class, 0);
-    return found ? core_slot_take(core, pool, size_class, c) : KVT_SLOT_NONE;
+    if (found)
+        slot = core_slot_take(core, pool, size_class, c, n_spare);
+    return slot != KVT_SLOT_NONE ? slot : core_slot_take(core, pool, size_class, c, 0);
 }
 
 /* An evicted chunk's record goes when its slot is written again. Where the index is what is full,
@@ -307,7 +343,7 @@ uint32_t core_room(struct kvt_core *core, enum tier tier, uint32_t c)
 static bool evict_indexed(struct kvt_core *core, enum tier tier, unsigned size_class)
 {
     struct kvt_policy *policy = core->pool[tier].policy;
-    uint32_t c = policy->ops->victim(policy, size_class, usable, core, KVT_CHUNK_NONE, core->tick);
+    uint32_t c = policy->ops->victim(policy, size_class, usable, core, core->tick);
     if (c == KVT_CHUNK_NONE)
         return false;
     uint32_t slot = core->chunks[c].nvme_slot;

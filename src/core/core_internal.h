@@ -58,10 +58,17 @@ _Static_assert(sizeof(struct chunk) == 96, "index memory per chunk");
 /* --- slabs -------------------------------------------------------------------------------------
  */
 
-#define OWNER_FREE         0x80000000u /* | index of the next free slot of the slab */
+#define OWNER_FREE         0x80000000u
 #define OWNER_QUARANTINED  0x7fffffffu
 #define OWNER_SCRATCH      0x7ffffffeu /* host only: a read that verifies fills it */
 #define KVT_SLOTS_PER_SLAB (1u << KVT_SLOT_INDEX_BITS)
+#define GROUP_SLOTS_MAX    64u
+
+/* Neighbouring slots of a slab. Named by the first of them. */
+struct slot_group {
+    uint32_t next, prev; /* of the class's groups with as many free slots */
+    uint8_t n_free;      /* 0: in no list */
+};
 
 struct slab {
     uint64_t base;            /* arena offset; host only */
@@ -69,11 +76,12 @@ struct slab {
     uint64_t *sums;           /* host only: n_sums checksums per slot */
     uint32_t n_slots, n_used; /* used includes quarantined */
     uint32_t n_sums;
-    uint32_t first_free;
-    uint32_t next, prev;  /* in the list of slabs with room of its class, or of free slabs */
-    uint32_t n_meta_busy; /* announcements of its slot size under way */
+    struct slot_group *groups;      /* beside owner */
+    uint32_t n_groups, group_slots; /* how many, and of how many slots; the last may have fewer */
+    uint32_t next, prev;            /* of the slabs without a class */
+    uint32_t n_meta_busy;           /* announcements of its slot size under way */
     uint8_t size_class;
-    bool present, listed;
+    bool present;
     bool meta_failed; /* the last of them: records of its slots would mean nothing */
     /* NVMe only, a bit per slot: the metadata may name a chunk there that is no longer in it. Kept
      * while the slab has no class, or another. */
@@ -96,17 +104,21 @@ struct slab_pool {
     uint32_t n_present;
     uint32_t free_head; /* slabs without a class */
     uint32_t n_free;
-    uint32_t room_head[KVT_CLASSES_MAX];
-    uint32_t n_of_class[KVT_CLASSES_MAX];
+    struct pool_class {
+        uint32_t n_slabs, n_slots, n_slots_free;
+        uint32_t filling;                 /* the group that is; NONE */
+        uint32_t groups[GROUP_SLOTS_MAX]; /* lists, by free slots - 1 */
+        uint64_t has_groups;              /* a bit per list */
+    } classes[KVT_CLASSES_MAX];
     uint32_t reclaim_cursor;
-    uint32_t last_freed, last_parent_slot; /* of the last victim, of its parent; NVMe */
-    uint32_t demote_slab, demote_slot;     /* where demote_one() looks next; host */
+    uint32_t demote_slab, demote_slot; /* where demote_one() looks next; host */
+    uint32_t n_alone;                  /* victims yet whose neighbours are not looked at; NVMe */
     uint32_t n_quarantined;
     uint32_t n_scratch;
     uint32_t n_valid; /* copies that can be used */
     uint64_t used_bytes;
     uint64_t pinned_bytes; /* of those whose chunk has pins */
-    uint64_t table_bytes;  /* memory of owner and sums arrays */
+    uint64_t table_bytes;  /* memory of the slabs' arrays */
     struct kvt_policy *policy;
 };
 
@@ -423,11 +435,17 @@ bool core_slab_assign(struct kvt_core *core, struct slab_pool *pool, uint32_t sl
                       unsigned size_class);
 /* Change the class of a slab without used slots, for one of the same slot size. */
 void core_slab_reclass(struct slab_pool *pool, uint32_t slab, unsigned size_class);
+/* After a restore: count the slots that nobody claimed, or give the slab back. */
+void core_slab_restored(struct slab_pool *pool, uint32_t slab);
+/* A free slot for the chunk; KVT_SLOT_NONE. The last n_spare of the class are left where they are,
+ * alone between others, until their whole group is free. */
 uint32_t core_slot_take(struct kvt_core *core, struct slab_pool *pool, unsigned size_class,
-                        uint32_t chunk);
+                        uint32_t chunk, uint32_t n_spare);
 void core_slot_free(struct kvt_core *core, struct slab_pool *pool, uint32_t slot);
 void core_slot_quarantine(struct kvt_core *core, struct slab_pool *pool, uint32_t slot);
-void core_slab_thread(struct slab_pool *pool, uint32_t slab);
+/* The group of a slot of a slab that has a class, and how many slots a group has. */
+uint32_t core_slot_group(const struct slab_pool *pool, uint32_t slot);
+uint32_t core_group_size(const struct slab *slab, uint32_t first);
 /* The metadata may name a chunk in the slot that is no longer there; or surely does not. Bits of
  * slots that are no slots of the slab's class are kept too. False: no memory. */
 bool core_slot_stale(struct slab_pool *pool, uint32_t slot);

@@ -209,7 +209,7 @@ uint64_t kvt_core_restore_end(struct kvt_core *core)
             continue;
         pool->used_bytes +=
             slab->n_used * (core->class_bytes[slab->size_class] + pool->slot_extra_bytes);
-        core_slab_thread(pool, s);
+        core_slab_restored(pool, s);
     }
     /* Writes that were under way when the agent ended may have used numbers beyond the last one
      * remembered. */

@@ -20,8 +20,7 @@
 #define N_SAMPLES 128 /* candidates compared for one victim */
 #define N_TRIES   384 /* draws, vetoed ones included */
 #define DRAW_STEP 16  /* draws fetched at once */
-#define NEAR_SHARE                                                                                 \
-    8 /* a chunk beside the last victim goes if at most one candidate in so many is worth less */
+#define TOO_SHARE 8   /* another goes too if at most one of so many of the sample is worth less */
 
 #define TURN_MAX   7 /* what the small fields of a chunk can hold */
 #define USES_MAX   7
@@ -51,8 +50,15 @@ struct lhd_list {
     uint32_t n_peak;
 };
 
+/* What makes one go before another. */
+struct lhd_rank {
+    float worth;
+    uint32_t age;
+};
+
 struct lhd {
     struct kvt_policy base;
+    struct lhd_rank too; /* of those that go with the last victim, the last */
     uint32_t n_chunks_max;
     uint32_t n_chunks_peak; /* highest chunk seen, + 1 */
     uint32_t n_held;
@@ -201,28 +207,52 @@ static uint32_t random_below(struct lhd *lhd, uint32_t n)
     return (uint32_t)((lhd->random >> 32) * n >> 32);
 }
 
-static float chunk_worth(const struct lhd *lhd, uint32_t chunk, uint32_t now)
+static struct lhd_rank rank_of(const struct lhd *lhd, uint32_t chunk, uint32_t now)
 {
     const struct lhd_chunk *c = &lhd->chunks[chunk];
-    return lhd_model_worth(lhd->model, kind_of(c), now - c->used);
+    uint32_t age = now - c->used;
+    return (struct lhd_rank){lhd_model_worth(lhd->model, kind_of(c), age), age};
+}
+
+static bool goes_before(struct lhd_rank a, struct lhd_rank b)
+{
+    return a.worth != b.worth ? a.worth < b.worth : a.age > b.age;
+}
+
+/* The lowest ranks of a sample, in their order. */
+struct lowest {
+    struct lhd_rank ranks[N_TRIES / TOO_SHARE + 1];
+    unsigned n, n_max;
+};
+
+static void lowest_add(struct lowest *lowest, struct lhd_rank rank)
+{
+    unsigned i = lowest->n;
+    if (i == lowest->n_max) {
+        if (!goes_before(rank, lowest->ranks[i - 1]))
+            return;
+        i--;
+    } else {
+        lowest->n++;
+    }
+    for (; i > 0 && goes_before(rank, lowest->ranks[i - 1]); i--)
+        lowest->ranks[i] = lowest->ranks[i - 1];
+    lowest->ranks[i] = rank;
 }
 
 static uint32_t lhd_victim(struct kvt_policy *policy, unsigned size_class,
-                           bool (*usable)(void *arg, uint32_t chunk), void *arg, uint32_t near,
-                           uint64_t tick)
+                           bool (*usable)(void *arg, uint32_t chunk), void *arg, uint64_t tick)
 {
     struct lhd *lhd = lhd_of(policy);
     const struct lhd_list *list = &lhd->lists[size_class];
     uint32_t now = unit_of(tick);
     uint32_t victim = KVT_CHUNK_NONE;
-    uint32_t victim_age = 0;
-    float least = 0;
-    float near_worth = near == KVT_CHUNK_NONE ? 0 : chunk_worth(lhd, near, now);
-    unsigned n_below_near = 0;
+    struct lhd_rank least = {0, 0};
     bool all = list->n <= N_TRIES; /* then a walk is no more than a draw, and misses none */
-    unsigned n_tries = all ? list->n : N_TRIES;
+    unsigned n_tries = all ? list->n : N_TRIES, n_samples = all ? N_TRIES : N_SAMPLES;
     unsigned n_usable = 0;
-    for (unsigned tried = 0; tried < n_tries && n_usable < (all ? N_TRIES : N_SAMPLES);) {
+    struct lowest lowest = {.n_max = n_samples / TOO_SHARE + 1};
+    for (unsigned tried = 0; tried < n_tries && n_usable < n_samples;) {
         /* Each draw is a cache miss or two in a large tier: let some be under way together. */
         uint32_t drawn[DRAW_STEP];
         unsigned n_drawn = KVT_MIN(n_tries - tried, (unsigned)DRAW_STEP);
@@ -236,23 +266,26 @@ static uint32_t lhd_victim(struct kvt_policy *policy, unsigned size_class,
         }
         tried += n_drawn;
         for (unsigned i = 0; i < n_drawn; i++) {
-            const struct lhd_chunk *c = &lhd->chunks[drawn[i]];
-            uint32_t age = now - c->used;
-            float worth = chunk_worth(lhd, drawn[i], now);
-            bool lesser =
-                victim == KVT_CHUNK_NONE || worth < least || (worth == least && age > victim_age);
+            struct lhd_rank rank = rank_of(lhd, drawn[i], now);
             if (!usable(arg, drawn[i]))
                 continue;
             n_usable++;
-            n_below_near += worth < near_worth;
-            if (lesser) {
+            lowest_add(&lowest, rank);
+            if (victim == KVT_CHUNK_NONE || goes_before(rank, least)) {
                 victim = drawn[i];
-                victim_age = age;
-                least = worth;
+                least = rank;
             }
         }
     }
-    return near != KVT_CHUNK_NONE && n_below_near * NEAR_SHARE <= n_usable ? near : victim;
+    if (lowest.n > 0)
+        lhd->too = lowest.ranks[KVT_MIN(n_usable / TOO_SHARE, lowest.n - 1)];
+    return victim;
+}
+
+static bool lhd_may_go_too(const struct kvt_policy *policy, uint32_t chunk, uint64_t tick)
+{
+    const struct lhd *lhd = kvt_container_of(policy, const struct lhd, base);
+    return !goes_before(lhd->too, rank_of(lhd, chunk, unit_of(tick)));
 }
 
 static uint64_t lhd_memory_bytes(const struct kvt_policy *policy)
@@ -273,5 +306,6 @@ const struct kvt_policy_ops kvt_policy_lhd = {
     .remove = lhd_remove,
     .candidate = lhd_candidate,
     .victim = lhd_victim,
+    .may_go_too = lhd_may_go_too,
     .memory_bytes = lhd_memory_bytes,
 };

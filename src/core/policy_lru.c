@@ -89,10 +89,8 @@ static void lru_remove(struct kvt_policy *policy, uint32_t chunk, bool evicted, 
 }
 
 static uint32_t lru_victim(struct kvt_policy *policy, unsigned size_class,
-                           bool (*usable)(void *arg, uint32_t chunk), void *arg, uint32_t near,
-                           uint64_t tick)
+                           bool (*usable)(void *arg, uint32_t chunk), void *arg, uint64_t tick)
 {
-    (void)near; /* exact: no other is as good */
     for (unsigned n_look = 0; n_look < POLICY_LOOK_MAX; n_look++) {
         uint32_t chunk = policy_order_least(&lru_of(policy)->order, size_class);
         if (chunk == KVT_CHUNK_NONE || usable(arg, chunk))

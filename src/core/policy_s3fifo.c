@@ -181,12 +181,10 @@ static void move_to_main(struct s3 *s3, uint32_t chunk)
 }
 
 static uint32_t s3_victim(struct kvt_policy *policy, unsigned size_class,
-                          bool (*usable)(void *arg, uint32_t chunk), void *arg, uint32_t near,
-                          uint64_t tick)
+                          bool (*usable)(void *arg, uint32_t chunk), void *arg, uint64_t tick)
 {
     struct s3 *s3 = s3_of(policy);
     const uint32_t *n = s3->n_members[size_class];
-    (void)near; /* exact: no other is as good */
     (void)tick;
     for (unsigned n_left = POLICY_LOOK_MAX; n_left > 0; n_left--) {
         enum queue queue = n[QUEUE_SMALL] >= (n[QUEUE_SMALL] + n[QUEUE_MAIN]) / SMALL_SHARE

@@ -23,6 +23,7 @@
 #define CHUNKS_WAITING 65536 /* in no slot yet */
 #define DAMAGED_MAX    1000
 #define IOS_PER_DEPTH  3 /* transfers at the disk, being verified, and ready to be next */
+#define GROUP_BYTES    (UINT64_C(16) << 20) /* of slots: a few of a disk's largest requests */
 #define BYTES_AHEAD    2 /* with the tier, of those at the disk: the others wait or are verified */
 #define IOS_MAX        65536
 
@@ -71,6 +72,7 @@ static enum kvt_status core_open(struct agent *agent, uint32_t n_nvme_slabs, str
         .host_slab_bytes = agent->host_info.slab_bytes,
         .n_nvme_slabs = n_nvme_slabs,
         .nvme_slab_bytes = n_nvme_slabs > 0 ? c->nvme_slab_bytes : 0,
+        .group_bytes = GROUP_BYTES,
         .host_policy = daemon_policy(c->host_policy),
         .nvme_policy = daemon_policy(c->nvme_policy),
         .admission = (enum kvt_admission)c->nvme_admission,

@@ -82,6 +82,7 @@ static struct kvt_core *core_with(uint64_t n_chunks, double *seconds_p)
         .host_slab_bytes = UINT64_C(2) << 20,
         .n_nvme_slabs = n_slabs,
         .nvme_slab_bytes = SLAB_SLOTS * (CHUNK_BYTES + (uint64_t)KVT_SLOT_HEADER_BYTES),
+        .group_bytes = 16 * KVT_MIB,
         .host_policy = &kvt_policy_lhd,
         .nvme_policy = &kvt_policy_lhd,
         .admission = KVT_ADMIT_ALL,

@@ -15,6 +15,7 @@ struct kvt_core_config fixture_config(void)
         .host_slab_bytes = 4 * KVT_PAGE_BYTES,
         .n_nvme_slabs = 4,
         .nvme_slab_bytes = 4 * KVT_PAGE_BYTES,
+        .group_bytes = 16 * KVT_MIB,
         .host_policy = &kvt_policy_lru,
         .nvme_policy = &kvt_policy_lru,
         .admission = KVT_ADMIT_NONE,

@@ -12,7 +12,7 @@
 
 #define MS          UINT64_C(1000000)
 #define SLOTS_MAX   256
-#define RECORDS_MAX 256
+#define RECORDS_MAX 16384
 #define ANSWERS_MAX 256
 
 struct answer {

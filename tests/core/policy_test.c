@@ -125,19 +125,10 @@ static bool usable(void *arg, uint32_t c)
     return is_usable(m, c);
 }
 
-/* What the core might offer as the neighbour of the last victim: some candidate, or nothing. */
-static uint32_t near_draw(struct model *m, unsigned size_class)
-{
-    uint32_t c = (uint32_t)(draw(&m->random) % N_CHUNKS);
-    bool ok = m->held[c] && m->candidate[c] && m->size_class[c] == size_class && is_usable(m, c);
-    return ok ? c : KVT_CHUNK_NONE;
-}
-
 static uint32_t victim_checked(struct model *m, unsigned size_class)
 {
     m->n_looks = 0;
-    uint32_t near = near_draw(m, size_class);
-    uint32_t c = m->policy->ops->victim(m->policy, size_class, usable, m, near, m->tick);
+    uint32_t c = m->policy->ops->victim(m->policy, size_class, usable, m, m->tick);
     MUST(m->n_looks <= LOOK_MAX);
     m->digest = (m->digest ^ c) * UINT64_C(0x100000001b3);
     if (c != KVT_CHUNK_NONE) {
@@ -290,6 +281,32 @@ START_TEST(lru_takes_the_oldest_use_among_candidates)
 }
 END_TEST
 
+START_TEST(who_may_go_too_is_worth_little)
+{
+    struct model *m = model_create(&kvt_policy_lhd, 1);
+    for (uint32_t c = 0; c < N_CHUNKS; c++) {
+        chunk_insert(m, c, KVT_CHUNK_NONE, 0, c);
+        m->tick += 1000; /* so that no two are of one age */
+    }
+    uint64_t n_too = 0, n_young = 0;
+    const unsigned n_times = 100;
+    for (unsigned i = 0; i < n_times; i++) {
+        uint32_t victim = victim_checked(m, 0);
+        MUST(m->policy->ops->may_go_too(m->policy, victim, m->tick));
+        for (uint32_t c = 0; c < N_CHUNKS; c++)
+            if (m->policy->ops->may_go_too(m->policy, c, m->tick)) {
+                n_too++;
+                n_young += c >= N_CHUNKS / 4;
+            }
+    }
+    /* An eighth of a sample of 128 is not an eighth of all, but near it. */
+    ck_assert_uint_gt(n_too, n_times * N_CHUNKS / 12);
+    ck_assert_uint_lt(n_too, n_times * N_CHUNKS / 6);
+    ck_assert_uint_lt(n_young, n_too / 100);
+    model_destroy(m);
+}
+END_TEST
+
 START_TEST(used_chunks_outlive_a_scan)
 {
     /* 200 chunks that are used again and again, and a flood of others in room for 1000. */
@@ -344,6 +361,7 @@ int main(void)
     tcase_add_loop_test(tcase, one_usable_among_a_hundred_is_found, 0, n);
     tcase_add_loop_test(tcase, memory_stays_within_its_bound, 0, n);
     tcase_add_loop_test(tcase, used_chunks_outlive_a_scan, 0, n);
+    tcase_add_test(tcase, who_may_go_too_is_worth_little);
     tcase_add_test(tcase, lru_takes_the_oldest_use_among_candidates);
     tcase_add_test(tcase, names_find_their_policies);
     suite_add_tcase(suite, tcase);

@@ -26,7 +26,7 @@ static bool usable(void *arg, uint32_t chunk)
 static bool evict(struct replay *r)
 {
     const struct kvt_policy_ops *ops = r->policy->ops;
-    uint32_t victim = ops->victim(r->policy, 0, usable, r, KVT_CHUNK_NONE, r->tick);
+    uint32_t victim = ops->victim(r->policy, 0, usable, r, r->tick);
     if (victim == KVT_CHUNK_NONE)
         return false;
     ops->remove(r->policy, victim, true, r->tick);

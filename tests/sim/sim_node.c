@@ -23,6 +23,7 @@ static void draw_config(struct sim *sim)
     struct kvt_core_config *c = &sim->config;
     c->host_slab_bytes = KVT_PAGE_BYTES * sim_range(rng, 3, 24);
     c->nvme_slab_bytes = KVT_PAGE_BYTES * sim_range(rng, 4, 24);
+    c->group_bytes = KVT_PAGE_BYTES * sim_range(rng, 1, 24);
     c->n_host_slabs = (uint32_t)sim_range(rng, 2, 12);
     c->n_nvme_slabs = sim_chance(rng, 100) ? 0 : (uint32_t)sim_range(rng, 1, 24);
     c->n_chunks_max = (uint32_t)sim_range(rng, 8, 1000);

@@ -41,6 +41,8 @@ struct kvt_core_config {
     uint64_t host_slab_bytes;
     uint32_t n_nvme_slabs;    /* 0: no NVMe tier */
     uint64_t nvme_slab_bytes; /* slots and their headers */
+    uint64_t group_bytes;     /* of neighbouring slots that are filled one after the other and, on
+                                 NVMe and where the policy agrees, emptied together; at most */
     const struct kvt_policy_ops *host_policy;
     const struct kvt_policy_ops *nvme_policy;
     enum kvt_admission admission;

@@ -47,14 +47,16 @@ struct kvt_policy_ops {
 
     /*
      * Choose a candidate of the class to evict. usable(arg, chunk) vetoes (pinned just now); at
-     * most about a thousand candidates are looked at, and not the same ones each time. near: a
-     * usable candidate of the class that goes where it is about as good a choice, since its place
-     * lies beside the last victim's; or KVT_CHUNK_NONE. KVT_CHUNK_NONE: none found. The choice
-     * stays in the policy until remove().
+     * most about a thousand candidates are looked at, and not the same ones each time.
+     * KVT_CHUNK_NONE: none found. The choice stays in the policy until remove().
      */
     uint32_t (*victim)(struct kvt_policy *policy, unsigned size_class,
-                       bool (*usable)(void *arg, uint32_t chunk), void *arg, uint32_t near,
-                       uint64_t tick);
+                       bool (*usable)(void *arg, uint32_t chunk), void *arg, uint64_t tick);
+    /*
+     * Whether a candidate of the last victim's class is about as good a choice as that one: it may
+     * go too, since its place lies beside the victim's. NULL: the policy has an exact order.
+     */
+    bool (*may_go_too)(const struct kvt_policy *policy, uint32_t chunk, uint64_t tick);
 
     uint64_t (*memory_bytes)(const struct kvt_policy *policy); /* touched, not reserved */
 };
