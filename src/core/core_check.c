@@ -46,11 +46,12 @@ static void check_groups(struct checker *k, const struct slab_pool *pool, unsign
             const struct slab *slab = &pool->slabs[slot_slab(first)];
             const struct slot_group *group =
                 slab->owner == NULL ? NULL : &slab->groups[slot_index(first) / slab->group_slots];
-            if (!expect(k,
-                        group != NULL && slab->size_class == size_class && group->n_free == n &&
-                            group->prev == prev,
-                        "%s class %u: group %x is listed wrongly", name, size_class, first))
+            if (group == NULL || slab->size_class != size_class || group->n_free != n ||
+                group->prev != prev) {
+                expect(k, false, "%s class %u: group %x is listed wrongly", name, size_class,
+                       first);
                 return;
+            }
             n_listed += n;
             prev = first;
             first = group->next;

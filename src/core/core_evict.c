@@ -302,9 +302,9 @@ static bool reclaim_slab(struct kvt_core *core, struct slab_pool *pool, unsigned
 static uint32_t share_of(const struct kvt_core *core, const struct slab_pool *pool,
                          unsigned size_class)
 {
-    uint32_t n_active = pool->classes[size_class].n_slabs == 0;
+    uint32_t n_active = 1;
     for (unsigned i = 0; i < core->n_classes; i++)
-        n_active += pool->classes[i].n_slabs > 0;
+        n_active += i != size_class && pool->classes[i].n_slabs > 0;
     return pool->n_present / n_active;
 }
 
