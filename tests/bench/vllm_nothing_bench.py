@@ -49,7 +49,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (  # noqa: E402
 
 BLOCKS = 80       # so few that a warm engine has touched them all
 BURST = (400, 100)
-STEADY = 130      # and up to 125 more: neither a block nor a chunk ends while the ways change
+STEADY, STEADY_NEW = 130, 125  # neither a block nor a chunk ends while the ways change
 MODELS = {"small": (20, 50), "0.5b": (3, 10)}  # bursts to warm up and to count in
 TRIM = 0.1        # of the rounds, at each end
 WITH, WITHOUT, CONTROL, EMPTY = WAYS = \
@@ -176,7 +176,9 @@ class Bench:
 
         def timed():
             n[0] += 1
-            if n[0] < 4:  # the prompts
+            # The prompts; and each request is to end where it began, or that connector keeps it.
+            if n[0] < 4 or any(request.num_output_tokens >= STEADY_NEW - 1
+                               for request in self.ways.scheduler.running):
                 return self.step()
             if not open_round:
                 open_round.extend(next(orders))
@@ -190,7 +192,7 @@ class Bench:
         self.llm.llm_engine.step = timed
         while time.monotonic() < until:
             n = [0]
-            self.generate([STEADY] * 4, 125)
+            self.generate([STEADY] * 4, STEADY_NEW)
             if open_round:
                 open_round.clear()
                 rounds.pop()
