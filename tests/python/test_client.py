@@ -297,7 +297,9 @@ class Asynchronous(TestCase):
     def test_poll_hands_out_each_op_once(self):
         client = self.client()
         ns = client.namespace(namespace())
-        ops = [client.submit_store(ns, key(n), [pattern(n)], context=n) for n in range(50)]
+        room_ns = time.monotonic_ns() + WAIT_S * 10**9  # the arena may not be backed yet
+        ops = [client.submit_store(ns, key(n), [pattern(n)], deadline_ns=room_ns, context=n)
+               for n in range(50)]
         seen = []
         while len(seen) < len(ops):
             got = client.wait(WAIT_S)
