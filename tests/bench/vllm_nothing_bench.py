@@ -2,12 +2,12 @@
 """What vLLM loses to its connector when nothing is cached, on CPUs, in one process.
 
 Usage: vllm_nothing_bench.py KVTIERD ENGINES [--role kv_consumer|kv_both] [--only steps,bursts]
-           [--model small|0.5b] [--seconds N]
+           [--model small|0.5b] [--prompts N[,N]...] [--seconds N]
 with ENGINES/venv/bin/python and PYTHONPATH=ENGINES/vllm-0.32.0:tests/engines
 ENGINES is the folder that tests/engines/make_env.py made.
 
 steps   steps in which 4 requests get a token each
-bursts  prompts of 400 and 100 tokens at once that nobody has, 4 new tokens each
+bursts  prompts of 400 and 100 tokens (--prompts) at once that nobody has, 4 new tokens each
 
 0.5b is as wide and deep as Qwen2.5-0.5B (1.7 GB, made when it is asked for first); the small model
 has ten times as much KV per computation.
@@ -48,7 +48,6 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (  # noqa: E402
     KVConnectorBase_V1, KVConnectorMetadata, KVConnectorRole, SupportsHMA)
 
 BLOCKS = 80       # so few that a warm engine has touched them all
-BURST = (400, 100)
 STEADY, STEADY_NEW = 130, 125  # neither a block nor a chunk ends while the ways change
 MODELS = {"small": (20, 50), "0.5b": (3, 10)}  # bursts to warm up and to count in
 TRIM = 0.1        # of the rounds, at each end
@@ -125,8 +124,8 @@ def orders_of_rounds():
 
 
 class Bench:
-    def __init__(self, agent, folder, role, n_warm_up, n_counted):
-        self.agent, self.n_counted = agent, n_counted
+    def __init__(self, agent, folder, role, prompts, n_warm_up, n_counted):
+        self.agent, self.prompts, self.n_counted = agent, prompts, n_counted
         self.llm = LLM(
             model=folder, skip_tokenizer_init=True, dtype="float32", enforce_eager=True,
             max_model_len=8192, block_size=128, max_num_seqs=8, max_num_batched_tokens=8192,
@@ -156,7 +155,7 @@ class Bench:
 
     def burst(self, name):
         with self.ways.way(name):
-            took = self.generate(BURST, 4)
+            took = self.generate(self.prompts, 4)
         settle(self.llm)
         return took
 
@@ -242,12 +241,14 @@ def main():
     parser.add_argument("--role", choices=("kv_consumer", "kv_both"), default="kv_consumer")
     parser.add_argument("--only", default="steps,bursts")
     parser.add_argument("--model", choices=MODELS, default="small")
+    parser.add_argument("--prompts", default="400,100", help="tokens of those of a burst")
     parser.add_argument("--seconds", type=float, default=60, help="for each")
     args = parser.parse_args()
     env = Env(args.engines)
     env.make((), (args.model,))
     with Agent(args.kvtierd, host_bytes="2GiB") as agent:
-        bench = Bench(agent, env.model(args.model), args.role, *MODELS[args.model])
+        prompts = [int(n) for n in args.prompts.split(",")]
+        bench = Bench(agent, env.model(args.model), args.role, prompts, *MODELS[args.model])
         print(f"nothing cached, {args.role}, model {args.model}")
         for name in args.only.split(","):
             show(name, getattr(bench, name)(time.monotonic() + args.seconds))
