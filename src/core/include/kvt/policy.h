@@ -53,8 +53,9 @@ struct kvt_policy_ops {
     uint32_t (*victim)(struct kvt_policy *policy, unsigned size_class,
                        bool (*usable)(void *arg, uint32_t chunk), void *arg, uint64_t tick);
     /*
-     * Whether a candidate of the last victim's class is about as good a choice as that one: it may
-     * go too, since its place lies beside the victim's. NULL: the policy has an exact order.
+     * Whether a chunk of the tier and of the last victim's class is about as good a choice as that
+     * one, and may go too, since its place lies beside the victim's. It is a candidate, or will be
+     * when those below it are gone. NULL: the policy has an exact order.
      */
     bool (*may_go_too)(const struct kvt_policy *policy, uint32_t chunk, uint64_t tick);
 
