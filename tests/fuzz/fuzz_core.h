@@ -18,6 +18,7 @@ static inline struct kvt_core *fuzz_core_create(const struct kvt_core_actions *a
         .host_slab_bytes = 64 * KVT_KIB,
         .n_nvme_slabs = FUZZ_NVME_SLABS,
         .nvme_slab_bytes = 128 * KVT_KIB,
+        .group_bytes = 32 * KVT_KIB,
         .host_policy = &kvt_policy_lru,
         .nvme_policy = &kvt_policy_lru,
         .admission = KVT_ADMIT_ALL,
