@@ -93,9 +93,7 @@ static bool may_go_too(const struct kvt_core *core, uint32_t c, unsigned size_cl
 {
     const struct chunk *chunk = &core->chunks[c];
     const struct kvt_policy *policy = core->pool[NVME].policy;
-    return chunk->pins == 0 && !(chunk->flags & CHUNK_UNHASHED) &&
-           chunk->nvme_state == NVME_VALID && chunk->host_state != HOST_READING &&
-           (chunk->host_state == HOST_VALID || chunk->n_children[HOST] == 0) &&
+    return chunk->pins == 0 && core_may_leave_nvme(chunk) &&
            core->ns[chunk->ns].size_class == size_class &&
            policy->ops->may_go_too(policy, c, core->tick);
 }

@@ -397,6 +397,13 @@ void core_set_nvme(struct kvt_core *core, uint32_t c, enum nvme_state state)
     core_update_candidate(core, c);
 }
 
+bool core_may_leave_nvme(const struct chunk *chunk)
+{
+    return !(chunk->flags & CHUNK_UNHASHED) && chunk->nvme_state == NVME_VALID &&
+           chunk->host_state != HOST_READING &&
+           (chunk->host_state == HOST_VALID || chunk->n_children[HOST] == 0);
+}
+
 /*
  * A copy may go when no child in the same tier would be stranded behind it, and when, if it is the
  * last copy, no child is left in the other tier either. Pins are not looked at here, they change
@@ -404,15 +411,11 @@ void core_set_nvme(struct kvt_core *core, uint32_t c, enum nvme_state state)
  */
 static bool is_candidate(const struct chunk *chunk, enum tier tier)
 {
-    if (chunk->flags & CHUNK_UNHASHED)
-        return false;
-    if (tier == HOST)
-        return chunk->host_state == HOST_VALID && chunk->n_children[HOST] == 0 &&
-               !(chunk->flags & CHUNK_WANT_WRITE) &&
-               (chunk->nvme_state == NVME_VALID || chunk->n_children[NVME] == 0);
-    return chunk->nvme_state == NVME_VALID && chunk->n_children[NVME] == 0 &&
-           chunk->host_state != HOST_READING &&
-           (chunk->host_state == HOST_VALID || chunk->n_children[HOST] == 0);
+    if (tier == NVME)
+        return chunk->n_children[NVME] == 0 && core_may_leave_nvme(chunk);
+    return !(chunk->flags & (CHUNK_UNHASHED | CHUNK_WANT_WRITE)) &&
+           chunk->host_state == HOST_VALID && chunk->n_children[HOST] == 0 &&
+           (chunk->nvme_state == NVME_VALID || chunk->n_children[NVME] == 0);
 }
 
 uint32_t core_parent_in(const struct kvt_core *core, uint32_t c, enum tier tier)

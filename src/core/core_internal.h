@@ -405,6 +405,8 @@ void core_link(struct kvt_core *core, uint32_t c, uint32_t parent);
 void core_set_host(struct kvt_core *core, uint32_t c, enum host_state state);
 void core_set_nvme(struct kvt_core *core, uint32_t c, enum nvme_state state);
 void core_update_candidate(struct kvt_core *core, uint32_t c);
+/* Whether a chunk's copy on NVMe is a candidate, or will be when no child has one. */
+bool core_may_leave_nvme(const struct chunk *chunk);
 /* Its parent, if the tier's policy knows it; else KVT_CHUNK_NONE. */
 uint32_t core_parent_in(const struct kvt_core *core, uint32_t c, enum tier tier);
 

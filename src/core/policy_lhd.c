@@ -247,7 +247,6 @@ static uint32_t lhd_victim(struct kvt_policy *policy, unsigned size_class,
     const struct lhd_list *list = &lhd->lists[size_class];
     uint32_t now = unit_of(tick);
     uint32_t victim = KVT_CHUNK_NONE;
-    struct lhd_rank least = {0, 0};
     bool all = list->n <= N_TRIES; /* then a walk is no more than a draw, and misses none */
     unsigned n_tries = all ? list->n : N_TRIES, n_samples = all ? N_TRIES : N_SAMPLES;
     unsigned n_usable = 0;
@@ -266,15 +265,13 @@ static uint32_t lhd_victim(struct kvt_policy *policy, unsigned size_class,
         }
         tried += n_drawn;
         for (unsigned i = 0; i < n_drawn; i++) {
-            struct lhd_rank rank = rank_of(lhd, drawn[i], now);
             if (!usable(arg, drawn[i]))
                 continue;
-            n_usable++;
-            lowest_add(&lowest, rank);
-            if (victim == KVT_CHUNK_NONE || goes_before(rank, least)) {
+            struct lhd_rank rank = rank_of(lhd, drawn[i], now);
+            if (lowest.n == 0 || goes_before(rank, lowest.ranks[0]))
                 victim = drawn[i];
-                least = rank;
-            }
+            lowest_add(&lowest, rank);
+            n_usable++;
         }
     }
     if (lowest.n > 0)
