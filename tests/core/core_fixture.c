@@ -330,6 +330,15 @@ unsigned fixture_held(struct fixture *f, uint32_t s, uint32_t ns, unsigned first
     return reply.n_hit;
 }
 
+uint8_t fixture_where(struct fixture *f, uint32_t s, uint32_t ns, unsigned key)
+{
+    struct kvt_key k = fixture_key(key);
+    struct kvt_wire_lookup_r reply = {0};
+    uint8_t where = 0;
+    kvt_core_lookup(f->core, s, ns, &k, 1, 0, 0, f->now_ns, &reply, &where);
+    return reply.n_hit == 1 ? where : 0;
+}
+
 struct answer fixture_take(struct fixture *f, char what, uint64_t op, uint32_t index)
 {
     for (unsigned i = 0; i < f->n_answers; i++) {

@@ -80,6 +80,8 @@ uint32_t fixture_session(struct fixture *f);
 uint64_t fixture_stat(const struct fixture *f, enum kvt_stat stat);
 /* Length of the prefix of n keys from `first` that is held; no lease. */
 unsigned fixture_held(struct fixture *f, uint32_t s, uint32_t ns, unsigned first, unsigned n);
+/* KVT_WHERE_*: the tiers that have a chunk, as a lookup without a lease says; 0: none. */
+uint8_t fixture_where(struct fixture *f, uint32_t s, uint32_t ns, unsigned key);
 
 /* The only answer for an item of an op, and it is taken; fails the test when there is none. */
 struct answer fixture_take(struct fixture *f, char what, uint64_t op, uint32_t index);

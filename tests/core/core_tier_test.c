@@ -50,11 +50,7 @@ static void load(uint32_t session, uint64_t op, unsigned first, unsigned n, uint
 
 static uint8_t where(unsigned key)
 {
-    struct kvt_key k = fixture_key(key);
-    struct kvt_wire_lookup_r reply = {0};
-    uint8_t w = 0;
-    kvt_core_lookup(f.core, s, ns, &k, 1, 0, 0, f.now_ns, &reply, &w);
-    return reply.n_hit == 1 ? w : 0;
+    return fixture_where(&f, s, ns, key);
 }
 
 /* Durable, and on NVMe alone: as after a restart. */

@@ -20,15 +20,6 @@ static void teardown(void)
     fixture_fini(&f);
 }
 
-static uint8_t where(unsigned key)
-{
-    struct kvt_key k = fixture_key(key);
-    struct kvt_wire_lookup_r reply = {0};
-    uint8_t w = 0;
-    kvt_core_lookup(f.core, s, ns, &k, 1, 0, 0, f.now_ns, &reply, &w);
-    return reply.n_hit == 1 ? w : 0;
-}
-
 static int by_generation(const void *a, const void *b)
 {
     uint64_t x = f.disk[*(const uint16_t *)a / SLOTS_MAX][*(const uint16_t *)a % SLOTS_MAX]
@@ -148,8 +139,8 @@ START_TEST(what_is_in_use_stays_beside_a_victim)
         fixture_settle(&f);
     }
     ck_assert_uint_gt(fixture_stat(&f, KVT_STAT_EVICT_NVME_CHUNKS), 0);
-    ck_assert_uint_ne(where(10) & KVT_WHERE_NVME, 0);
-    ck_assert_uint_ne(where(74) & KVT_WHERE_NVME, 0);
+    ck_assert_uint_ne(fixture_where(&f, s, ns, 10) & KVT_WHERE_NVME, 0);
+    ck_assert_uint_ne(fixture_where(&f, s, ns, 74) & KVT_WHERE_NVME, 0);
 }
 END_TEST
 
