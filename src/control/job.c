@@ -50,8 +50,7 @@ static bool is_over(enum kvt_job_state state)
     return state != KVT_JOB_PENDING && state != KVT_JOB_RUNNING;
 }
 
-static ProtobufCMessage *job_message(struct request *r, const struct kvt_job_info *info,
-                                     const uint8_t ns_id[KVT_NS_ID_BYTES])
+static ProtobufCMessage *job_message(struct request *r, const struct kvt_job_info *info)
 {
     Kvtier__V1__Job *out = request_alloc(r, 1, sizeof(*out));
     if (out == NULL)
@@ -65,8 +64,8 @@ static ProtobufCMessage *job_message(struct request *r, const struct kvt_job_inf
         out->error = request_text(r, cause, strlen(cause));
     }
     out->dry_run = (info->flags & KVT_JOB_DRY_RUN) != 0;
-    if (info->ns != KVT_ADMIN_NS_ANY)
-        out->namespace_id = request_bytes(r, ns_id, KVT_NS_ID_BYTES);
+    if (info->has_ns)
+        out->namespace_id = request_bytes(r, info->ns_id, KVT_NS_ID_BYTES);
     out->n_total = info->n_total;
     out->n_looked = info->n_looked;
     out->n_matched = info->n_matched;
@@ -90,14 +89,7 @@ struct job_call {
     enum kvt_status status;
     struct kvt_error err;
     struct kvt_job_info info;
-    uint8_t ns_id[KVT_NS_ID_BYTES];
 };
-
-static void ns_id_copy(const struct kvt_core *core, uint32_t ns, uint8_t id[KVT_NS_ID_BYTES])
-{
-    if (ns != KVT_ADMIN_NS_ANY)
-        memcpy(id, kvt_core_ns_id(core, ns), KVT_NS_ID_BYTES);
-}
 
 static void job_run(struct agent *agent, void *arg)
 {
@@ -111,8 +103,6 @@ static void job_run(struct agent *agent, void *arg)
     if (call->status != KVT_OK)
         return;
     call->status = kvt_core_job(agent->core, call->id, &call->info);
-    if (call->status == KVT_OK)
-        ns_id_copy(agent->core, call->info.ns, call->ns_id);
 }
 
 static void job_start(struct request *r, const struct kvt_job_request *request, const char *what)
@@ -128,7 +118,7 @@ static void job_start(struct request *r, const struct kvt_job_request *request, 
     kvt_log(KVT_LOG_INFO, "job started job=%" PRIu64 " type=%s keys=%u dry_run=%d force=%d",
             call.id, what, request->n_keys, (request->flags & KVT_JOB_DRY_RUN) != 0,
             (request->flags & KVT_JOB_FORCE) != 0);
-    r->out = job_message(r, &call.info, call.ns_id);
+    r->out = job_message(r, &call.info);
 }
 
 /* What a job works on. may_be_all: nothing named means everything. */
@@ -252,7 +242,7 @@ static void get_job(struct request *r)
     const Kvtier__V1__GetJobRequest *in = (const void *)r->in;
     struct job_call call = {.id = in->id};
     if (job_ask(r, &call))
-        r->out = job_message(r, &call.info, call.ns_id);
+        r->out = job_message(r, &call.info);
 }
 
 static void cancel_job(struct request *r)
@@ -262,7 +252,7 @@ static void cancel_job(struct request *r)
     if (!job_ask(r, &call))
         return;
     kvt_log(KVT_LOG_INFO, "job canceled job=%" PRIu64, in->id);
-    r->out = job_message(r, &call.info, call.ns_id);
+    r->out = job_message(r, &call.info);
 }
 
 /* Whether a watcher has something to see. */
@@ -288,7 +278,7 @@ static void watch_job(struct request *r)
     uint64_t now = kvt_now_ns();
     bool early = stream->begun && now < stream->sent_ns + stream->interval_ns;
     if (over || !stream->begun || (!early && job_differs(&call.info, &stream->info))) {
-        r->out = job_message(r, &call.info, call.ns_id);
+        r->out = job_message(r, &call.info);
         stream->begun = true;
         stream->info = call.info;
         stream->sent_ns = now;
@@ -301,15 +291,12 @@ static void watch_job(struct request *r)
 static void jobs_run(struct agent *agent, void *arg)
 {
     struct list_call *call = arg;
-    const struct kvt_job_info *jobs = call->items;
     call->n = kvt_core_jobs(agent->core, &call->cursor, call->items, call->n_max);
-    for (unsigned i = 0; i < call->n; i++)
-        ns_id_copy(agent->core, jobs[i].ns, call->ns_ids[i]);
 }
 
 static ProtobufCMessage *job_listed(struct request *r, const struct list_call *call, unsigned i)
 {
-    return job_message(r, (const struct kvt_job_info *)call->items + i, call->ns_ids[i]);
+    return job_message(r, (const struct kvt_job_info *)call->items + i);
 }
 
 static void list_jobs(struct request *r)

@@ -50,6 +50,14 @@ void request_fail_status(struct request *r, enum kvt_status status, const char *
     request_fail(r, code, "%s", msg);
 }
 
+void request_fail_ns(struct request *r, const uint8_t ns_id[KVT_NS_ID_BYTES])
+{
+    request_fail(r, GRPC_STATUS_NOT_FOUND,
+                 "namespace %02x%02x%02x%02x...: this agent has none of that id; see "
+                 "ListNamespaces",
+                 ns_id[0], ns_id[1], ns_id[2], ns_id[3]);
+}
+
 void *request_alloc(struct request *r, size_t n, size_t bytes)
 {
     void *ptr = NULL;
@@ -112,11 +120,30 @@ ProtobufCBinaryData request_bytes(struct request *r, const void *bytes, size_t n
 
 /* --- the reactor ------------------------------------------------------------------------------ */
 
+struct ask {
+    const struct request *r;
+    control_call_fn run;
+    void *arg;
+    bool gone;
+};
+
+/* Between two calls of a request nothing refers to its namespace, so that may have made way. */
+static void ask_run(struct agent *agent, void *arg)
+{
+    struct ask *ask = arg;
+    ask->gone = ask->r->has_ns && kvt_core_ns_find(agent->core, ask->r->ns_id) != ask->r->ns;
+    if (!ask->gone)
+        ask->run(agent, ask->arg);
+}
+
 bool request_ask(struct request *r, control_call_fn run, void *arg)
 {
-    switch (control_call(&r->env->agent->calls, run, arg, r->deadline_ns)) {
+    struct ask ask = {.r = r, .run = run, .arg = arg};
+    switch (control_call(&r->env->agent->calls, ask_run, &ask, r->deadline_ns)) {
     case KVT_OK:
-        return true;
+        if (ask.gone)
+            request_fail_ns(r, r->ns_id);
+        return !ask.gone;
     case KVT_ERR_AGAIN:
         request_fail(r, GRPC_STATUS_RESOURCE_EXHAUSTED,
                      "control: too many requests at once; ask again");

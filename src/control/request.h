@@ -33,6 +33,9 @@ struct request {
     const struct control_env *env;
     struct arena arena; /* what `in` and `out` are made of; ends when `out` is packed */
     uint64_t deadline_ns;
+    bool has_ns; /* of request_ns_find(): the handle is used as long as it means this id */
+    uint32_t ns;
+    uint8_t ns_id[KVT_NS_ID_BYTES];
     struct stream_state *stream; /* NULL: not a stream */
     const ProtobufCMessage *in;  /* NULL: a stream's handler is called again */
     ProtobufCMessage *out;       /* NULL: no message */
@@ -74,6 +77,7 @@ void request_fail(struct request *r, grpc_status_code code, const char *format, 
     __attribute__((format(printf, 3, 4)));
 /** A fault that the core named. */
 void request_fail_status(struct request *r, enum kvt_status status, const char *msg);
+void request_fail_ns(struct request *r, const uint8_t ns_id[KVT_NS_ID_BYTES]); /* is none */
 /** Zeroed memory of the request. NULL: too much, and the request has failed. */
 void *request_alloc(struct request *r, size_t n, size_t bytes);
 /** Text as protobuf wants it: what is no UTF-8 becomes '?'. "" when there is no memory. */
@@ -81,12 +85,14 @@ char *request_text(struct request *r, const char *text, size_t n_max);
 /** Bytes for a message, copied. */
 ProtobufCBinaryData request_bytes(struct request *r, const void *bytes, size_t n);
 
-/** Have the reactor run a function. False: it did not, and the request has failed. */
+/** Have the reactor run a function. False: it did not, and the request has failed; so it has when
+ * the namespace that the request names is gone, and its handle may be another's. */
 bool request_ask(struct request *r, control_call_fn run, void *arg);
 
 /* --- names and selections, as the proto has them --- */
 
-/** The handle of the namespace with that id; desc_p may be NULL. False: the request has failed. */
+/** The handle of the namespace with that id, one for a request; desc_p may be NULL. False: the
+ * request has failed. */
 bool request_ns_find(struct request *r, const ProtobufCBinaryData *id, uint32_t *ns_p,
                      struct kvt_ns_desc *desc_p);
 

@@ -31,16 +31,16 @@ bool request_ns_find(struct request *r, const ProtobufCBinaryData *id, uint32_t 
                      KVT_NS_ID_BYTES);
         return false;
     }
+    KVT_ASSERT(!r->has_ns);
     if (!request_ask(r, find_run, &call))
         return false;
     if (call.ns == KVT_ADMIN_NS_ANY) {
-        request_fail(r, GRPC_STATUS_NOT_FOUND,
-                     "namespace %02x%02x%02x%02x...: this agent has none of that id; see "
-                     "ListNamespaces",
-                     id->data[0], id->data[1], id->data[2], id->data[3]);
+        request_fail_ns(r, id->data);
         return false;
     }
-    *ns_p = call.ns;
+    r->has_ns = true;
+    memcpy(r->ns_id, id->data, sizeof(r->ns_id));
+    *ns_p = r->ns = call.ns;
     if (desc_p != NULL)
         *desc_p = call.desc;
     return true;

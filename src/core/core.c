@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The core as a whole: creation, namespaces, sessions, flush, statistics. */
+/* The core as a whole: creation, sessions, flush, statistics. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,6 +19,8 @@ static enum kvt_status config_check(const struct kvt_core_config *c, struct kvt_
          KVT_TIB},
         {"group_bytes", c->group_bytes, 1, KVT_TIB},
         {"n_ios_max", c->n_ios_max, 1, 65536},
+        {"n_ns_max", c->n_ns_max, 1, NS_MAX},
+        {"n_ns_session_max", c->n_ns_session_max, 1, c->n_ns_max},
         {"n_sessions_max", c->n_sessions_max, 1, 65536},
         {"n_ops_max", c->n_ops_max, 1, UINT32_C(1) << 20},
         {"n_ops_session_max", c->n_ops_session_max, 1, UINT32_C(1) << 20},
@@ -70,14 +72,12 @@ enum kvt_status kvt_core_create(const struct kvt_core_config *config,
     core->config = *config;
     core->actions = *actions;
     core->sessions = calloc(config->n_sessions_max, sizeof(*core->sessions));
-    core->ns = kvt_big_calloc(NS_MAX * sizeof(*core->ns));
-    core->ns_table = kvt_big_calloc(NS_TABLE_N * sizeof(*core->ns_table));
     /* Each of these leaves what it made where destroy finds it, also when it fails. */
     bool index = core_index_init(core), pools = pools_init(core), io = core_io_init(core);
     bool ops = core_ops_init(core), leases = core_leases_init(core);
-    bool pins = core_pins_init(core), jobs = core_jobs_init(core);
-    if (!index || !pools || !io || !ops || !leases || !pins || !jobs || core->sessions == NULL ||
-        core->ns == NULL || core->ns_table == NULL) {
+    bool pins = core_pins_init(core), jobs = core_jobs_init(core), spaces = core_ns_init(core);
+    if (!index || !pools || !io || !ops || !leases || !pins || !jobs || !spaces ||
+        core->sessions == NULL) {
         kvt_core_destroy(core);
         return kvt_error_set(err, KVT_ERR_NOMEM,
                              "core: out of memory for %u chunks; lower index.chunks_max",
@@ -100,8 +100,7 @@ void kvt_core_destroy(struct kvt_core *core)
         core_pool_fini(&core->pool[tier]);
     }
     core_index_fini(core);
-    kvt_big_free(core->ns, NS_MAX * sizeof(*core->ns));
-    kvt_big_free(core->ns_table, NS_TABLE_N * sizeof(*core->ns_table));
+    core_ns_fini(core);
     free(core->sessions);
     free(core);
 }
@@ -109,156 +108,6 @@ void kvt_core_destroy(struct kvt_core *core)
 void kvt_core_host_slab(struct kvt_core *core, uint32_t slab, uint64_t arena_offset)
 {
     core_pool_add(&core->pool[HOST], slab, arena_offset);
-}
-
-/* --- namespaces --------------------------------------------------------------------------------
- */
-
-/* No slab has it, and nothing waits for one. */
-static bool class_is_idle(const struct kvt_core *core, unsigned c)
-{
-    return core->pool[HOST].classes[c].n_slabs == 0 && core->pool[NVME].classes[c].n_slabs == 0 &&
-           core->reserves.of_class[c].head == NONE && core->loads.of_class[c].head == NONE;
-}
-
-/* The class of a shape, made or taken from another shape if need be; KVT_CLASSES_MAX: none is left.
- */
-static unsigned class_take(struct kvt_core *core, uint64_t slot_bytes, uint32_t n_segments)
-{
-    unsigned c = 0;
-    while (c < core->n_classes &&
-           (core->class_bytes[c] != slot_bytes || core->class_segments[c] != n_segments))
-        c++;
-    if (c < core->n_classes)
-        return c;
-    if (c == KVT_CLASSES_MAX) {
-        for (c = 0; c < KVT_CLASSES_MAX && !class_is_idle(core, c);)
-            c++;
-        if (c == KVT_CLASSES_MAX)
-            return c;
-        for (uint32_t i = 0; i < core->n_ns; i++)
-            core->ns[i].has_class = core->ns[i].has_class && core->ns[i].size_class != c;
-    } else {
-        core->n_classes++;
-    }
-    core->class_bytes[c] = slot_bytes;
-    core->class_segments[c] = n_segments;
-    return c;
-}
-
-bool core_ns_class(struct kvt_core *core, uint32_t n)
-{
-    struct ns *ns = &core->ns[n];
-    if (ns->has_class)
-        return true;
-    unsigned c = class_take(core, ns->slot_bytes, ns->desc.n_segments);
-    if (c == KVT_CLASSES_MAX)
-        return false;
-    ns->size_class = (uint8_t)c;
-    ns->has_class = true;
-    return true;
-}
-
-/* Where the table has the namespace of an id, or an empty place for it. */
-static uint32_t *ns_place(const struct kvt_core *core, const uint8_t id[KVT_NS_ID_BYTES])
-{
-    uint64_t at;
-    memcpy(&at, id, sizeof(at)); /* of a hash */
-    for (at %= NS_TABLE_N; core->ns_table[at] != 0; at = (at + 1) % NS_TABLE_N)
-        if (memcmp(core->ns[core->ns_table[at] - 1].id, id, KVT_NS_ID_BYTES) == 0)
-            break;
-    return &core->ns_table[at];
-}
-
-uint32_t core_ns_find(const struct kvt_core *core, const uint8_t id[KVT_NS_ID_BYTES])
-{
-    return *ns_place(core, id) - 1; /* 0 - 1 is NONE */
-}
-
-static enum kvt_status shapes_refuse(struct kvt_error *err)
-{
-    return kvt_error_set(err, KVT_ERR_NOSPACE,
-                         "namespace: chunks of %d shapes (size, checksummed pieces) are held, more "
-                         "cannot be; clear namespaces no longer used, or use another agent",
-                         KVT_CLASSES_MAX);
-}
-
-/* Whether a chunk fits into the slabs. */
-static bool ns_fits(const struct kvt_core *core, const struct kvt_ns_desc *desc,
-                    struct kvt_error *err)
-{
-    uint64_t room = core->config.host_slab_bytes;
-    if (core->config.n_nvme_slabs > 0)
-        room = KVT_MIN(room, core->config.nvme_slab_bytes - KVT_SLOT_HEADER_BYTES);
-    if (kvt_align_up(desc->chunk_bytes, KVT_PAGE_BYTES) <= room)
-        return true;
-    kvt_error_set(err, KVT_ERR_INVAL,
-                  "namespace: chunk_bytes %llu does not fit a slab of %llu; raise "
-                  "host.slab_bytes and nvme.slab_bytes",
-                  (unsigned long long)desc->chunk_bytes, (unsigned long long)room);
-    return false;
-}
-
-bool core_ns_add(struct kvt_core *core, uint32_t n, const struct kvt_ns_desc *desc,
-                 const uint8_t id[KVT_NS_ID_BYTES])
-{
-    if (!ns_fits(core, desc, NULL))
-        return false;
-    struct ns *ns = &core->ns[n];
-    ns->desc = *desc;
-    ns->slot_bytes = kvt_align_up(desc->chunk_bytes, KVT_PAGE_BYTES);
-    ns->used = true;
-    memcpy(ns->id, id, sizeof(ns->id));
-    *ns_place(core, id) = n + 1;
-    core->n_ns = KVT_MAX(core->n_ns, n + 1);
-    return true;
-}
-
-/* A namespace that nobody has named before. */
-static enum kvt_status ns_make(struct kvt_core *core, const struct kvt_ns_desc *desc,
-                               const uint8_t id[KVT_NS_ID_BYTES], uint32_t *ns_p,
-                               struct kvt_error *err)
-{
-    while (core->ns_free < core->n_ns && core->ns[core->ns_free].used)
-        core->ns_free++;
-    uint32_t n = core->ns_free;
-    if (!ns_fits(core, desc, err))
-        return KVT_ERR_INVAL;
-    if (n == NS_MAX)
-        return kvt_error_set(err, KVT_ERR_NOSPACE, "namespace: all %u are in use", NS_MAX);
-    if (class_take(core, kvt_align_up(desc->chunk_bytes, KVT_PAGE_BYTES), desc->n_segments) ==
-        KVT_CLASSES_MAX)
-        return shapes_refuse(err);
-    bool added = core_ns_add(core, n, desc, id);
-    KVT_ASSERT(added); /* it fits */
-    core_meta_ns(core, n);
-    *ns_p = n;
-    return KVT_OK;
-}
-
-enum kvt_status kvt_core_ns_open(struct kvt_core *core, const struct kvt_ns_desc *desc,
-                                 uint32_t *ns_p, uint64_t *slot_bytes_p, struct kvt_error *err)
-{
-    uint8_t id[KVT_NS_ID_BYTES];
-    enum kvt_status status = kvt_ns_desc_check(desc, err);
-    if (status != KVT_OK)
-        return status;
-    kvt_ns_id(desc, id);
-    uint32_t n = core_ns_find(core, id);
-    if (n == NONE)
-        status = ns_make(core, desc, id, &n, err);
-    if (status == KVT_OK && !core_ns_class(core, n))
-        status = shapes_refuse(err);
-    if (status != KVT_OK)
-        return status;
-    *ns_p = n;
-    *slot_bytes_p = core->ns[n].slot_bytes;
-    return KVT_OK;
-}
-
-const struct kvt_ns_desc *kvt_core_ns_desc(const struct kvt_core *core, uint32_t ns)
-{
-    return ns < core->n_ns && core->ns[ns].used ? &core->ns[ns].desc : NULL;
 }
 
 /* --- sessions ----------------------------------------------------------------------------------
@@ -286,6 +135,7 @@ void kvt_core_session_close(struct kvt_core *core, uint32_t s, uint64_t now_ns)
         core_op_end(core, session->ops);
     while (session->leases != NONE)
         core_lease_end(core, session->leases);
+    core_ns_session_end(core, s);
     KVT_ASSERT(session->reserved_bytes == 0);
     session->open = false;
     STAT(core, SESSIONS)--;

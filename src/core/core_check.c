@@ -278,6 +278,53 @@ static void check_counts(struct checker *k, const uint32_t *pins)
            core->n_chunks, (unsigned long long)n_dropped, (unsigned long long)n_free);
 }
 
+/* What refers to each namespace, from all that may. */
+static void count_refs(const struct kvt_core *core, uint32_t *refs)
+{
+    for (uint32_t c = 0; c < core->n_chunks_used; c++)
+        refs[core->chunks[c].ns]++;
+    for (uint32_t c = core->free_chunk; c != NONE; c = core->chunks[c].parent)
+        refs[core->chunks[c].ns]--;
+    for (unsigned j = 0; j < KVT_ADMIN_JOBS_MAX; j++) {
+        const struct job *job = &core->jobs.jobs[j];
+        if (job->info.has_ns && job->phase != JOB_ENDED)
+            refs[job->filter.ns]++;
+    }
+    for (uint32_t n = 0; n < core->n_ns; n++) {
+        refs[n] += core->ns[n].meta_busy;
+        for (uint32_t s = 0; s < core->config.n_sessions_max; s++)
+            refs[n] += core_ns_of_session(core, s, n);
+    }
+}
+
+static void check_namespaces(struct checker *k)
+{
+    const struct kvt_core *core = k->core;
+    uint32_t *refs = calloc((size_t)core->n_ns + 1, sizeof(*refs));
+    uint32_t n_unused = 0, n_listed = 0, prev = NONE;
+    if (refs == NULL) {
+        expect(k, false, "out of memory");
+        return;
+    }
+    count_refs(core, refs);
+    for (uint32_t n = 0; n < core->n_ns; n++) {
+        const struct ns *ns = &core->ns[n];
+        n_unused += ns->used && refs[n] == 0;
+        expect(k, refs[n] == ns->n_refs && (ns->used || refs[n] == 0),
+               "namespace %u (used %d) is referred to %u times, counts %u", n, ns->used, refs[n],
+               ns->n_refs);
+        expect(k, !ns->used || core_ns_find(core, ns->id) == n,
+               "namespace %u is not found by its id", n);
+    }
+    free(refs);
+    for (uint32_t n = core->ns_unused_head; n != NONE && n_listed <= core->n_ns;
+         prev = n, n = core->ns[n].next, n_listed++)
+        expect(k, core->ns[n].used && core->ns[n].n_refs == 0 && core->ns[n].prev == prev,
+               "namespace %u is listed as unused and is not", n);
+    expect(k, n_listed == n_unused && core->ns_unused_tail == prev,
+           "%u namespaces are unused, %u are listed", n_unused, n_listed);
+}
+
 bool kvt_core_check(const struct kvt_core *core, char *msg, size_t msg_bytes)
 {
     struct checker k = {.core = core, .msg = msg, .msg_bytes = msg_bytes, .ok = true};
@@ -300,6 +347,7 @@ bool kvt_core_check(const struct kvt_core *core, char *msg, size_t msg_bytes)
     expect(&k, n_pins == STAT(core, PINS), "%llu pins held, counts %llu",
            (unsigned long long)n_pins, (unsigned long long)STAT(core, PINS));
     check_counts(&k, pins);
+    check_namespaces(&k);
     check_pool(&k, &core->pool[HOST]);
     check_pool(&k, &core->pool[NVME]);
     free(pins);

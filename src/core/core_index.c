@@ -192,6 +192,7 @@ uint32_t core_chunk_new(struct kvt_core *core, const struct kvt_key *key, uint32
         .write_next = NONE,
         .write_prev = NONE,
     };
+    core_ns_get(core, ns);
     table_insert(core, c, core_hash(core, key, ns));
     core->n_chunks++;
     return c;
@@ -199,6 +200,7 @@ uint32_t core_chunk_new(struct kvt_core *core, const struct kvt_key *key, uint32
 
 static void chunk_free(struct kvt_core *core, uint32_t c)
 {
+    core_ns_put(core, core->chunks[c].ns);
     core->chunks[c].parent = core->free_chunk;
     core->chunks[c].flags = 0;
     core->free_chunk = c;

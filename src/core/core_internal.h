@@ -140,8 +140,7 @@ static inline uint32_t slot_index(uint32_t slot)
 /* --- namespaces, sessions, leases, ops ---------------------------------------------------------
  */
 
-#define NS_MAX     65536u
-#define NS_TABLE_N (2 * NS_MAX)
+#define NS_MAX 65536u /* a chunk names one in 16 bits */
 
 struct ns {
     struct kvt_ns_desc desc;
@@ -153,10 +152,15 @@ struct ns {
     bool meta_busy, meta_failed; /* its descriptor's way to the metadata */
     uint32_t n_chunks;           /* held in any tier */
     uint32_t n_of[N_TIERS];
+    /* Its records have later generations: an earlier one means who had this number before. */
+    uint64_t since;
+    uint32_t n_refs;     /* of sessions, chunk records, open jobs, its way to the metadata */
+    uint32_t next, prev; /* without: in the list of those, the longest so first */
 };
 
 struct session {
     bool open;
+    uint32_t n_ns;
     uint32_t n_ops, n_leases;
     uint32_t ops, leases; /* list heads */
     uint64_t reserved_bytes;
@@ -323,6 +327,8 @@ struct kvt_core {
     uint32_t n_ns;
     uint32_t ns_free;   /* all before it are used */
     uint32_t *ns_table; /* by id: the number + 1; 0: empty */
+    uint32_t ns_unused_head, ns_unused_tail;
+    uint64_t *ns_sessions; /* per session a bit for each number: negotiated */
     uint64_t class_bytes[KVT_CLASSES_MAX];
     unsigned n_classes;
     uint32_t class_segments[KVT_CLASSES_MAX];
@@ -370,15 +376,25 @@ struct kvt_core {
 
 #define STAT(core, name) ((core)->stats[KVT_STAT_##name])
 
-/* core.c */
-/* Fill ns number n, of an id that is not there yet. It has no class by that. False: its chunks do
- * not fit. */
-bool core_ns_add(struct kvt_core *core, uint32_t n, const struct kvt_ns_desc *desc,
+/* core_ns.c */
+bool core_ns_init(struct kvt_core *core);
+void core_ns_fini(struct kvt_core *core);
+/* Fill ns number n, of an id that is not there yet. It has no class by that, and nothing refers to
+ * it. False: its chunks do not fit. */
+bool core_ns_add(struct kvt_core *core, uint32_t n, uint64_t since, const struct kvt_ns_desc *desc,
                  const uint8_t id[KVT_NS_ID_BYTES]);
+/* Nothing refers to it, and from here on nothing can. */
+void core_ns_forget(struct kvt_core *core, uint32_t n);
 uint32_t core_ns_find(const struct kvt_core *core, const uint8_t id[KVT_NS_ID_BYTES]); /* or NONE */
 /* See that ns number n has a class. One whose chunks are all gone may lose it to another shape.
  * False: every class has slabs. */
 bool core_ns_class(struct kvt_core *core, uint32_t n);
+/* References. Without any a namespace stays as it is until its number is needed. */
+void core_ns_get(struct kvt_core *core, uint32_t n);
+void core_ns_put(struct kvt_core *core, uint32_t n);
+/* Whether the session has negotiated it, by which it is there. */
+bool core_ns_of_session(const struct kvt_core *core, uint32_t s, uint32_t n);
+void core_ns_session_end(struct kvt_core *core, uint32_t s);
 
 /* core_index.c */
 bool core_index_init(struct kvt_core *core);

@@ -274,9 +274,11 @@ void core_meta_ns(struct kvt_core *core, uint32_t n)
     struct ns *ns = &core->ns[n];
     if (core->config.n_nvme_slabs == 0 || ns->meta_busy)
         return;
+    core_ns_get(core, n);
     ns->meta_busy = true;
     ns->meta_failed = false;
-    core->actions.meta_ns(core->actions.arg, n, &ns->desc, core_meta_token(core, META_NS, n));
+    core->actions.meta_ns(core->actions.arg, n, ns->since, &ns->desc,
+                          core_meta_token(core, META_NS, n));
 }
 
 /* A record is worth something only with what explains it: answers come in order, so what is still
@@ -305,6 +307,7 @@ void kvt_core_meta_done(struct kvt_core *core, uint64_t token, enum kvt_status s
     case META_NS:
         core->ns[c].meta_busy = false;
         core->ns[c].meta_failed = status != KVT_OK;
+        core_ns_put(core, c);
         return;
     case META_SLAB:
         core->pool[NVME].slabs[c].n_meta_busy--;

@@ -98,9 +98,13 @@ enum kvt_status kvt_core_job_start(struct kvt_core *core, const struct kvt_job_r
                  .type = request->type,
                  .state = KVT_JOB_PENDING,
                  .flags = request->flags,
-                 .ns = request->filter.ns,
+                 .has_ns = request->filter.ns != KVT_ADMIN_NS_ANY,
                  .made_ns = now_ns},
     };
+    if (job->info.has_ns) {
+        memcpy(job->info.ns_id, core->ns[job->filter.ns].id, sizeof(job->info.ns_id));
+        core_ns_get(core, job->filter.ns);
+    }
     job->info.n_total = job->n_keys > 0 ? job->n_keys : job->scan_end;
     if (request->keys != NULL)
         memcpy(jobs->keys + (size_t)(job - jobs->jobs) * KVT_BATCH_MAX, request->keys,
@@ -120,6 +124,8 @@ void core_job_end(struct kvt_core *core, struct job *job, enum kvt_job_state sta
     struct jobs *jobs = &core->jobs;
     if (job->at != NONE)
         core_unpin(core, job->at);
+    if (job->info.has_ns)
+        core_ns_put(core, job->filter.ns);
     job->root = job->at = NONE;
     job->phase = JOB_ENDED;
     job->info.state = state;

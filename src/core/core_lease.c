@@ -140,7 +140,7 @@ void kvt_core_lookup(struct kvt_core *core, uint32_t session, uint32_t ns,
     reply->lease = 0;
     reply->lease_deadline_ns = 0;
     reply->status = KVT_ERR_INVAL;
-    if (n == 0 || n > KVT_BATCH_MAX || ns >= core->n_ns || !core->ns[ns].used ||
+    if (n == 0 || n > KVT_BATCH_MAX || !core_ns_of_session(core, session, ns) ||
         (flags & ~(uint32_t)KVT_LOOKUP_LEASE) != 0)
         return;
     reply->status = KVT_OK;

@@ -227,8 +227,8 @@ static void touch(struct kvt_core *core, uint32_t c)
 static bool bad_request(const struct kvt_core *core, uint32_t s, uint32_t ns, unsigned n,
                         uint32_t flags, uint32_t flags_known)
 {
-    return s >= core->config.n_sessions_max || !core->sessions[s].open || ns >= core->n_ns ||
-           !core->ns[ns].used || n > KVT_BATCH_MAX || (flags & ~flags_known) != 0 ||
+    return s >= core->config.n_sessions_max || !core->sessions[s].open ||
+           !core_ns_of_session(core, s, ns) || n > KVT_BATCH_MAX || (flags & ~flags_known) != 0 ||
            n <= (flags & KVT_STORE_PARENT ? 1u : 0u);
 }
 _Static_assert(KVT_STORE_PARENT == KVT_LOAD_PARENT, "one check for both");

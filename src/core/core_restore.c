@@ -23,13 +23,23 @@ static uint64_t stashed_generation(const struct chunk *chunk)
     return (uint64_t)chunk->next_sibling << 32 | chunk->first_child;
 }
 
-void kvt_core_restore_ns(struct kvt_core *core, uint32_t n, const struct kvt_ns_desc *desc)
+void kvt_core_restore_ns(struct kvt_core *core, uint32_t n, uint64_t since,
+                         const struct kvt_ns_desc *desc)
 {
     uint8_t id[KVT_NS_ID_BYTES];
     kvt_ns_id(desc, id);
-    if (n >= NS_MAX || core->ns[n].used || kvt_ns_desc_check(desc, NULL) != KVT_OK ||
-        core_ns_find(core, id) != NONE || !core_ns_add(core, n, desc, id))
+    /* Under two numbers after the one that took the first could not be written: the later counts.
+     */
+    uint32_t other = core_ns_find(core, id);
+    bool bad = n >= core->config.n_ns_max || core->ns[n].used ||
+               kvt_ns_desc_check(desc, NULL) != KVT_OK ||
+               (other != NONE && core->ns[other].since >= since);
+    if (!bad && other != NONE)
+        core_ns_forget(core, other);
+    if (bad || !core_ns_add(core, n, since, desc, id))
         core->restore_bad++;
+    else
+        core->generation = KVT_MAX(core->generation, since);
 }
 
 /* A class of that slot size; n_classes: no namespace has it. */
@@ -113,6 +123,10 @@ static void restore_record(struct kvt_core *core, const struct kvt_meta_record *
         core->class_bytes[pool->slabs[s].size_class] != core->ns[record->ns].slot_bytes ||
         !core_ns_class(core, record->ns)) {
         core->restore_bad++;
+        slot_distrust(core, record->slot);
+        return;
+    }
+    if (record->generation < core->ns[record->ns].since) { /* of who had the number before */
         slot_distrust(core, record->slot);
         return;
     }
@@ -211,8 +225,8 @@ uint64_t kvt_core_restore_end(struct kvt_core *core)
             slab->n_used * (core->class_bytes[slab->size_class] + pool->slot_extra_bytes);
         core_slab_restored(pool, s);
     }
-    /* Writes that were under way when the agent ended may have used numbers beyond the last one
-     * remembered. */
-    core->generation += (uint64_t)core->config.n_ios_max + 1;
+    /* Writes and namespaces that were under way when the agent ended may have used numbers beyond
+     * the last one remembered. */
+    core->generation += (uint64_t)core->config.n_ios_max + core->config.n_ns_max + 1;
     return core->restore_bad;
 }

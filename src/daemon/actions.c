@@ -8,10 +8,10 @@
 
 #define META_BATCH 256
 
-bool actions_init(struct agent *agent, uint32_t n_ios_max, uint32_t n_nvme_slabs)
+bool actions_init(struct agent *agent, const struct kvt_core_config *config)
 {
     /* What the core may have in flight, see kvt_core_actions. */
-    uint64_t most = 3 * (uint64_t)n_ios_max + n_nvme_slabs + 65536;
+    uint64_t most = 3 * (uint64_t)config->n_ios_max + config->n_nvme_slabs + config->n_ns_max;
     uint64_t room = 1;
     while (room < most)
         room *= 2;
@@ -96,10 +96,12 @@ static void action_meta_slab(void *arg, uint32_t slab, uint64_t slot_bytes, uint
         .type = META_SLAB, .slot = slab, .slot_bytes = slot_bytes, .token = token};
 }
 
-static void action_meta_ns(void *arg, uint32_t ns, const struct kvt_ns_desc *desc, uint64_t token)
+static void action_meta_ns(void *arg, uint32_t ns, uint64_t since, const struct kvt_ns_desc *desc,
+                           uint64_t token)
 {
     (void)desc; /* the core keeps it: see change_push() */
-    *change_add(arg) = (struct meta_change){.type = META_NS, .slot = ns, .token = token};
+    *change_add(arg) = (struct meta_change){
+        .type = META_NS, .slot = ns, .token = token, .record.generation = since};
 }
 
 static bool change_push(struct agent *agent, const struct meta_change *change)
@@ -117,8 +119,8 @@ static bool change_push(struct agent *agent, const struct meta_change *change)
     case META_SLAB:
         return kvt_meta_put_slab(meta, change->slot, change->slot_bytes, change->token);
     case META_NS:
-        return kvt_meta_put_ns(meta, change->slot, kvt_core_ns_desc(agent->core, change->slot),
-                               change->token);
+        return kvt_meta_put_ns(meta, change->slot, change->record.generation,
+                               kvt_core_ns_desc(agent->core, change->slot), change->token);
     }
     return true;
 }

@@ -27,6 +27,9 @@
 #define BYTES_AHEAD    2 /* with the tier, of those at the disk: the others wait or are verified */
 #define IOS_MAX        65536
 
+#define NAMESPACES_MAX         65536
+#define NAMESPACES_SESSION_MAX 1024 /* libkvtier registers no more with one */
+
 static uint32_t nvme_slabs(const struct daemon_config *config)
 {
     uint64_t n = 0;
@@ -79,6 +82,8 @@ static enum kvt_status core_open(struct agent *agent, uint32_t n_nvme_slabs, str
         .n_ios_max = KVT_MIN(c->nvme_queue_depth * IOS_PER_DEPTH, IOS_MAX),
         .read_bytes_max = BYTES_AHEAD * c->nvme_read_inflight_bytes,
         .write_bytes_max = BYTES_AHEAD * c->nvme_write_inflight_bytes,
+        .n_ns_max = NAMESPACES_MAX,
+        .n_ns_session_max = NAMESPACES_SESSION_MAX,
         .n_sessions_max = c->sessions_max,
         .n_ops_max = n_ops_max(c),
         .n_ops_session_max = c->sessions_ops_max,
@@ -92,7 +97,7 @@ static enum kvt_status core_open(struct agent *agent, uint32_t n_nvme_slabs, str
     if (core.seed == 0 && getrandom(&core.seed, sizeof(core.seed), 0) != (ssize_t)sizeof(core.seed))
         core.seed = kvt_now_ns();
     actions.arg = agent;
-    if (!actions_init(agent, core.n_ios_max, n_nvme_slabs))
+    if (!actions_init(agent, &core))
         return kvt_error_set(err, KVT_ERR_NOMEM, "kvtierd: out of memory at start");
     return kvt_core_create(&core, &actions, &agent->core, err);
 }
@@ -113,9 +118,9 @@ struct replay {
     uint64_t n_records;
 };
 
-static void replay_ns(void *arg, uint32_t ns, const struct kvt_ns_desc *desc)
+static void replay_ns(void *arg, uint32_t ns, uint64_t since, const struct kvt_ns_desc *desc)
 {
-    kvt_core_restore_ns(((struct replay *)arg)->core, ns, desc);
+    kvt_core_restore_ns(((struct replay *)arg)->core, ns, since, desc);
 }
 
 static void replay_slab(void *arg, uint32_t slab, uint64_t slot_bytes)
@@ -129,7 +134,9 @@ static void replay_records(void *arg, const struct kvt_meta_record *records, uns
     replay->n_records += n;
     kvt_core_restore_records(replay->core, records, n);
     for (unsigned i = 0; i < n; i++)
-        ideal_stored(replay->ideal, records[i].ns, &records[i].key, 1);
+        if (kvt_core_ns_desc(replay->core, records[i].ns) != NULL)
+            ideal_stored(replay->ideal, agent_ns_mark(replay->core, records[i].ns), &records[i].key,
+                         1);
 }
 
 /* Move a directory that RocksDB refuses out of the way; it is kept for whoever wants to look. */

@@ -7,11 +7,13 @@
 #define KVT_DAEMON_AGENT_H
 
 #include <pthread.h>
+#include <string.h>
 #include <sys/types.h>
 
 #include "control_call.h"
 #include "daemon_config.h"
 #include "http.h"
+#include "kvt/core_admin.h"
 #include "kvt/wire_check.h"
 #include "listen.h"
 #include "metrics.h"
@@ -52,7 +54,7 @@ struct meta_change {
     uint32_t slot; /* or slab, or namespace */
     uint64_t slot_bytes;
     uint64_t token;
-    struct kvt_meta_record record;
+    struct kvt_meta_record record; /* of a namespace the generation alone */
 };
 
 struct meta_queue { /* changes that the metadata's ring had no room for */
@@ -126,6 +128,14 @@ struct agent {
         uint8_t tx[sizeof(struct kvt_wire_items) + KVT_BATCH_MAX * sizeof(struct kvt_wire_item)];
 };
 
+/* A namespace in the estimate of avoidable misses, which outlives its handle: part of its id. */
+static inline uint64_t agent_ns_mark(const struct kvt_core *core, uint32_t ns)
+{
+    uint64_t mark;
+    memcpy(&mark, kvt_core_ns_id(core, ns), sizeof(mark));
+    return mark;
+}
+
 /* agent.c: tiers, metadata and core, in the order that a crash-safe start needs. */
 enum kvt_status agent_open(struct agent *agent, struct kvt_error *err) KVT_MUST_CHECK;
 void agent_close(struct agent *agent);
@@ -140,7 +150,7 @@ void agent_status_tell(struct agent *agent);
 
 /* actions.c: what the core asks for. */
 extern const struct kvt_core_actions agent_actions;
-bool actions_init(struct agent *agent, uint32_t n_ios_max, uint32_t n_nvme_slabs);
+bool actions_init(struct agent *agent, const struct kvt_core_config *config);
 void actions_fini(struct agent *agent);
 /* Hand what waits to the tiers; collect some of what they have done. */
 void actions_push(struct agent *agent);

@@ -146,8 +146,9 @@ static void handle_lookup(struct agent *agent, struct conn *conn, enum kvt_statu
         refused_count(agent, conn, KVT_WIRE_LOOKUP_R, msg->h.op, (enum kvt_status)reply->status);
         return;
     }
-    metrics_lookup(&agent->metrics, kvt_core_ns_desc(agent->core, msg->ns), msg,
-                   kvt_wire_lookup_keys(msg), (const uint8_t *)(reply + 1), reply->n_hit);
+    metrics_lookup(&agent->metrics, kvt_core_ns_desc(agent->core, msg->ns),
+                   agent_ns_mark(agent->core, msg->ns), msg, kvt_wire_lookup_keys(msg),
+                   (const uint8_t *)(reply + 1), reply->n_hit);
     kvt_log(KVT_LOG_TRACE, "lookup keys=%u hits=%u session=%u op=%" PRIu64, msg->n_keys,
             reply->n_hit, conn->session, msg->h.op);
 }
@@ -160,7 +161,8 @@ static void handle_ns_open(struct agent *agent, struct conn *conn)
     struct kvt_error err = {.msg = ""};
     enum kvt_status status = kvt_ns_desc_check(&msg->desc, &err);
     if (status == KVT_OK)
-        status = kvt_core_ns_open(agent->core, &msg->desc, &reply.ns, &reply.slot_bytes, &err);
+        status = kvt_core_ns_open(agent->core, conn->session, &msg->desc, &reply.ns,
+                                  &reply.slot_bytes, &err);
     reply.status = status;
     if (status != KVT_OK) {
         size_t n = strnlen(err.msg, sizeof(reply.msg) - 1);
@@ -197,7 +199,8 @@ static void handle_reserve(struct agent *agent, struct conn *conn, enum kvt_stat
     }
     op_accepted(agent, conn, TIMED_RESERVE, msg->h.op, msg->ns,
                 msg->n_keys - ((msg->flags & KVT_STORE_PARENT) != 0));
-    ideal_stored(agent->metrics.ideal, msg->ns, kvt_wire_reserve_keys(msg), msg->n_keys);
+    ideal_stored(agent->metrics.ideal, agent_ns_mark(agent->core, msg->ns),
+                 kvt_wire_reserve_keys(msg), msg->n_keys);
 }
 
 static void handle_commit(struct agent *agent, struct conn *conn, enum kvt_status status)

@@ -47,7 +47,7 @@ static uint64_t rotate(uint64_t value, unsigned by)
 
 /* The multiplication spreads keys that are no hashes (small numbers) over the high bits, by which
  * the sample is chosen; the shift brings them down to those that choose the place. */
-static uint64_t key_hash(uint32_t ns, const struct kvt_key *key)
+static uint64_t key_hash(uint64_t ns, const struct kvt_key *key)
 {
     uint64_t w[4];
     _Static_assert(sizeof(w) == sizeof(*key), "all of the key");
@@ -88,7 +88,7 @@ static void halve(struct ideal *ideal)
     ideal->spare = old;
 }
 
-void ideal_stored(struct ideal *ideal, uint32_t ns, const struct kvt_key *keys, unsigned n)
+void ideal_stored(struct ideal *ideal, uint64_t ns, const struct kvt_key *keys, unsigned n)
 {
     for (unsigned i = 0; i < n; i++) {
         uint64_t hash = key_hash(ns, &keys[i]);
@@ -103,7 +103,7 @@ void ideal_stored(struct ideal *ideal, uint32_t ns, const struct kvt_key *keys, 
     }
 }
 
-void ideal_missed(struct ideal *ideal, uint32_t ns, const struct kvt_key *keys, unsigned n)
+void ideal_missed(struct ideal *ideal, uint64_t ns, const struct kvt_key *keys, unsigned n)
 {
     for (unsigned i = 0; i < n; i++) {
         uint64_t hash = key_hash(ns, &keys[i]);

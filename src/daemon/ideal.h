@@ -24,12 +24,14 @@ struct ideal;
 struct ideal *ideal_create(void);
 void ideal_destroy(struct ideal *ideal);
 
+/* ns: what tells the namespaces apart, for as long as they are remembered: not their handles. */
+
 /** These keys were offered for storing (or were found at start): an unlimited cache has them now.
  * Once in a long while, when the sample is halved, this takes up to 100 us. */
-void ideal_stored(struct ideal *ideal, uint32_t ns, const struct kvt_key *keys, unsigned n);
+void ideal_stored(struct ideal *ideal, uint64_t ns, const struct kvt_key *keys, unsigned n);
 
 /** These keys were asked for and not found. */
-void ideal_missed(struct ideal *ideal, uint32_t ns, const struct kvt_key *keys, unsigned n);
+void ideal_missed(struct ideal *ideal, uint64_t ns, const struct kvt_key *keys, unsigned n);
 
 /** Estimate of the missed keys, since the start, that an unlimited cache would have had. */
 uint64_t ideal_avoidable(const struct ideal *ideal);

@@ -93,7 +93,7 @@ static unsigned host_count(const uint8_t *where, unsigned n)
     return n_host;
 }
 
-void metrics_lookup(struct metrics *metrics, const struct kvt_ns_desc *desc,
+void metrics_lookup(struct metrics *metrics, const struct kvt_ns_desc *desc, uint64_t ns_mark,
                     const struct kvt_wire_lookup *msg, const struct kvt_key *keys,
                     const uint8_t *where, unsigned n_hit)
 {
@@ -107,7 +107,7 @@ void metrics_lookup(struct metrics *metrics, const struct kvt_ns_desc *desc,
         c->hit_bytes[tier] += n[tier] * desc->chunk_bytes;
     }
     c->lookup_tokens += (uint64_t)msg->n_keys * desc->tokens_per_chunk;
-    ideal_missed(metrics->ideal, msg->ns, keys + n_hit, msg->n_keys - n_hit);
+    ideal_missed(metrics->ideal, ns_mark, keys + n_hit, msg->n_keys - n_hit);
 }
 
 /* --- ops that are answered later -------------------------------------------------------------- */

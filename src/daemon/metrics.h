@@ -105,7 +105,7 @@ const char *metrics_timed_name(enum metrics_timed what);
 void metrics_timed(struct metrics *metrics, enum metrics_timed what, uint64_t start_ns);
 
 /* A lookup was answered; call it then and not before: it may take a microsecond. */
-void metrics_lookup(struct metrics *metrics, const struct kvt_ns_desc *desc,
+void metrics_lookup(struct metrics *metrics, const struct kvt_ns_desc *desc, uint64_t ns_mark,
                     const struct kvt_wire_lookup *msg, const struct kvt_key *keys,
                     const uint8_t *where, unsigned n_hit);
 

@@ -80,17 +80,23 @@ bool meta_slab_decode(uint32_t slab, const char *value, size_t bytes, uint64_t *
     return true;
 }
 
-size_t meta_ns_encode(uint32_t ns, const struct kvt_ns_desc *desc, char *value)
+size_t meta_ns_encode(uint32_t ns, uint64_t since, const struct kvt_ns_desc *desc, char *value)
 {
     memcpy(value, desc, sizeof(*desc));
-    return seal(ns, value, sizeof(*desc));
+    memcpy(value + sizeof(*desc), &since, sizeof(since));
+    return seal(ns, value, sizeof(*desc) + sizeof(since));
 }
 
-bool meta_ns_decode(uint32_t ns, const char *value, size_t bytes, struct kvt_ns_desc *desc)
+bool meta_ns_decode(uint32_t ns, const char *value, size_t bytes, uint64_t *since_p,
+                    struct kvt_ns_desc *desc)
 {
-    if (!is_sealed(ns, value, bytes, META_NS_BYTES))
+    bool old = bytes == META_NS_OLD_BYTES;
+    if (!is_sealed(ns, value, bytes, old ? META_NS_OLD_BYTES : META_NS_BYTES))
         return false;
     memcpy(desc, value, sizeof(*desc));
+    *since_p = 0;
+    if (!old)
+        memcpy(since_p, value + sizeof(*desc), sizeof(*since_p));
     return true;
 }
 

@@ -30,9 +30,9 @@ struct change {
     enum meta_kind kind;
     bool is_delete;
     uint64_t token;
-    uint64_t slot_bytes; /* META_SLAB */
-    struct kvt_meta_record
-        record; /* its slot is also the number of a slab, a namespace, a delete */
+    uint64_t slot_bytes;           /* META_SLAB */
+    struct kvt_meta_record record; /* its slot is also the number of a slab, a namespace, a delete;
+                                      its generation a namespace's `since` */
 };
 
 struct kvt_meta {
@@ -72,7 +72,8 @@ static void change_apply(struct kvt_meta *meta, const struct change *change, uin
         return;
     }
     if (change->kind == META_NS)
-        bytes = meta_ns_encode(number, &meta->descs[(*n_descs_p)++ % NS_RING_N], value);
+        bytes = meta_ns_encode(number, change->record.generation,
+                               &meta->descs[(*n_descs_p)++ % NS_RING_N], value);
     else if (change->kind == META_SLAB)
         bytes = meta_slab_encode(number, change->slot_bytes, value);
     else
@@ -184,13 +185,13 @@ static void replay_one(struct replay *replay, enum meta_kind kind, uint32_t numb
                        const char *value, size_t bytes)
 {
     struct kvt_ns_desc desc;
-    uint64_t slot_bytes;
+    uint64_t slot_bytes, since;
     if (kind == META_RECORD &&
         meta_record_decode(number, value, bytes, &replay->records[replay->n])) {
         if (++replay->n == REPLAY_MAX)
             replay_flush(replay);
-    } else if (kind == META_NS && meta_ns_decode(number, value, bytes, &desc)) {
-        replay->visitor->ns(replay->visitor->arg, number, &desc);
+    } else if (kind == META_NS && meta_ns_decode(number, value, bytes, &since, &desc)) {
+        replay->visitor->ns(replay->visitor->arg, number, since, &desc);
     } else if (kind == META_SLAB && meta_slab_decode(number, value, bytes, &slot_bytes)) {
         replay->visitor->slab(replay->visitor->arg, number, slot_bytes);
     } else {
@@ -450,15 +451,16 @@ bool kvt_meta_put_slab(struct kvt_meta *meta, uint32_t slab, uint64_t slot_bytes
     return change_queue(meta);
 }
 
-bool kvt_meta_put_ns(struct kvt_meta *meta, uint32_t ns, const struct kvt_ns_desc *desc,
-                     uint64_t token)
+bool kvt_meta_put_ns(struct kvt_meta *meta, uint32_t ns, uint64_t since,
+                     const struct kvt_ns_desc *desc, uint64_t token)
 {
     struct change *change = change_next(meta);
     uint64_t n_written = atomic_load_explicit(&meta->n_descs_written, memory_order_acquire);
     if (change == NULL || meta->n_descs_queued - n_written >= NS_RING_N)
         return false;
     meta->descs[meta->n_descs_queued++ % NS_RING_N] = *desc;
-    *change = (struct change){.kind = META_NS, .token = token, .record.slot = ns};
+    *change = (struct change){
+        .kind = META_NS, .token = token, .record.slot = ns, .record.generation = since};
     return change_queue(meta);
 }
 

@@ -52,7 +52,8 @@ static void no_slab(void *arg, uint32_t slab, uint64_t slot_bytes, uint64_t toke
 {
     KVT_ASSERT(false);
 }
-static void no_ns(void *arg, uint32_t ns, const struct kvt_ns_desc *desc, uint64_t token)
+static void no_ns(void *arg, uint32_t ns, uint64_t since, const struct kvt_ns_desc *desc,
+                  uint64_t token)
 {
     KVT_ASSERT(false);
 }
@@ -73,7 +74,7 @@ static const struct kvt_core_actions actions = {
     .committed = no_answer,
 };
 
-static struct kvt_core *core_with(uint64_t n_chunks, double *seconds_p)
+static struct kvt_core *core_with(uint64_t n_chunks, uint32_t *session_p, double *seconds_p)
 {
     uint32_t n_slabs = (uint32_t)((n_chunks + SLAB_SLOTS - 1) / SLAB_SLOTS);
     struct kvt_core_config config = {
@@ -89,6 +90,8 @@ static struct kvt_core *core_with(uint64_t n_chunks, double *seconds_p)
         .n_ios_max = 16,
         .read_bytes_max = KVT_MIB,
         .write_bytes_max = KVT_MIB,
+        .n_ns_max = 1,
+        .n_ns_session_max = 1,
         .n_sessions_max = 1,
         .n_ops_max = 4,
         .n_ops_session_max = 4,
@@ -114,7 +117,7 @@ static struct kvt_core *core_with(uint64_t n_chunks, double *seconds_p)
         exit(1);
     }
     uint64_t ns = 0;
-    kvt_core_restore_ns(core, 0, &desc);
+    kvt_core_restore_ns(core, 0, 0, &desc);
     for (uint32_t slab = 0; slab < n_slabs; slab++)
         kvt_core_restore_slab(core, slab, CHUNK_BYTES);
     struct kvt_meta_record records[BATCH];
@@ -146,6 +149,11 @@ static struct kvt_core *core_with(uint64_t n_chunks, double *seconds_p)
         exit(1);
     }
     *seconds_p = (double)ns / 1e9;
+    uint32_t handle;
+    uint64_t slot_bytes;
+    if (kvt_core_session_open(core, session_p) != KVT_OK ||
+        kvt_core_ns_open(core, *session_p, &desc, &handle, &slot_bytes, &err) != KVT_OK)
+        exit(1);
     return core;
 }
 
@@ -161,10 +169,8 @@ static void measure(uint64_t n_chunks)
     static uint8_t where[PROMPT_CHUNKS];
     static uint64_t took_ns[N_LOOKUPS];
     double restore_s;
-    struct kvt_core *core = core_with(n_chunks, &restore_s);
     uint32_t session;
-    if (kvt_core_session_open(core, &session) != KVT_OK)
-        exit(1);
+    struct kvt_core *core = core_with(n_chunks, &session, &restore_s);
     uint64_t random = 88172645463325252u;
     for (unsigned l = 0; l < N_LOOKUPS; l++) {
         random ^= random << 13;

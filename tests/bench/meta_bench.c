@@ -14,7 +14,7 @@
 
 #define SLOTS_PER_SLAB 1000u
 
-static void on_ns(void *arg, uint32_t ns, const struct kvt_ns_desc *desc)
+static void on_ns(void *arg, uint32_t ns, uint64_t since, const struct kvt_ns_desc *desc)
 {
     (void)arg, (void)ns, (void)desc;
 }

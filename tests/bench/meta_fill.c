@@ -18,7 +18,7 @@ struct seen {
     uint32_t ns, n_slabs;
 };
 
-static void on_ns(void *arg, uint32_t ns, const struct kvt_ns_desc *desc)
+static void on_ns(void *arg, uint32_t ns, uint64_t since, const struct kvt_ns_desc *desc)
 {
     (void)desc;
     *(struct seen *)arg = (struct seen){.has_ns = true, .ns = ns};

@@ -22,6 +22,8 @@ struct kvt_core_config fixture_config(void)
         .n_ios_max = 16,
         .read_bytes_max = KVT_MIB,
         .write_bytes_max = KVT_MIB,
+        .n_ns_max = 64,
+        .n_ns_session_max = 32,
         .n_sessions_max = 4,
         .n_ops_max = 16,
         .n_ops_session_max = 8,
@@ -72,11 +74,13 @@ static void on_slab(void *arg, uint32_t slab, uint64_t slot_bytes, uint64_t toke
     f->metas[f->n_metas - 1].slot_bytes = slot_bytes;
 }
 
-static void on_ns(void *arg, uint32_t ns, const struct kvt_ns_desc *desc, uint64_t token)
+static void on_ns(void *arg, uint32_t ns, uint64_t since, const struct kvt_ns_desc *desc,
+                  uint64_t token)
 {
     struct fixture *f = arg;
     meta_add(f, 'n', token);
     f->metas[f->n_metas - 1].number = ns;
+    f->metas[f->n_metas - 1].since = since;
     f->metas[f->n_metas - 1].desc = *desc;
 }
 
@@ -176,7 +180,8 @@ uint64_t fixture_restart(struct fixture *f)
             if (replaced)
                 continue;
             if (*kind == 'n')
-                kvt_core_restore_ns(f->core, f->metas[i].number, &f->metas[i].desc);
+                kvt_core_restore_ns(f->core, f->metas[i].number, f->metas[i].since,
+                                    &f->metas[i].desc);
             else if (*kind == 's')
                 kvt_core_restore_slab(f->core, f->metas[i].number, f->metas[i].slot_bytes);
             else
@@ -277,15 +282,36 @@ struct kvt_ns_desc fixture_desc(const char *model, uint64_t chunk_bytes, uint32_
     return desc;
 }
 
-uint32_t fixture_ns(struct fixture *f, const char *model, uint64_t chunk_bytes, uint32_t n_segments)
+static uint32_t ns_open(struct fixture *f, uint32_t s, const struct kvt_ns_desc *desc)
 {
-    struct kvt_ns_desc desc = fixture_desc(model, chunk_bytes, n_segments);
     struct kvt_error err = {.msg = ""};
     uint32_t ns = UINT32_MAX;
     uint64_t slot_bytes = 0;
-    ck_assert_msg(kvt_core_ns_open(f->core, &desc, &ns, &slot_bytes, &err) == KVT_OK, "%s",
+    ck_assert_msg(kvt_core_ns_open(f->core, s, desc, &ns, &slot_bytes, &err) == KVT_OK, "%s",
                   err.msg);
-    ck_assert_uint_eq(slot_bytes, kvt_align_up(chunk_bytes, KVT_PAGE_BYTES));
+    ck_assert_uint_eq(slot_bytes, kvt_align_up(desc->chunk_bytes, KVT_PAGE_BYTES));
+    return ns;
+}
+
+uint32_t fixture_ns(struct fixture *f, const char *model, uint64_t chunk_bytes, uint32_t n_segments)
+{
+    struct kvt_ns_desc desc = fixture_desc(model, chunk_bytes, n_segments);
+    struct kvt_admin_session sessions[8];
+    uint64_t cursor = 0;
+    uint32_t ns = UINT32_MAX, s;
+    unsigned n = kvt_core_sessions(f->core, &cursor, sessions, KVT_ARRAY_LEN(sessions)), known = 0;
+    while (known < f->n_descs && memcmp(&f->descs[known], &desc, sizeof(desc)) != 0)
+        known++;
+    ck_assert(cursor == 0 && known < KVT_ARRAY_LEN(f->descs));
+    f->descs[known] = desc;
+    f->n_descs = KVT_MAX(f->n_descs, known + 1);
+    for (unsigned i = 0; i < n; i++)
+        ns = ns_open(f, sessions[i].session, &desc);
+    if (n > 0)
+        return ns;
+    ck_assert_int_eq(kvt_core_session_open(f->core, &s), KVT_OK);
+    ns = ns_open(f, s, &desc);
+    kvt_core_session_close(f->core, s, f->now_ns);
     return ns;
 }
 
@@ -308,6 +334,8 @@ uint32_t fixture_session(struct fixture *f)
 {
     uint32_t s = UINT32_MAX;
     ck_assert_int_eq(kvt_core_session_open(f->core, &s), KVT_OK);
+    for (unsigned i = 0; i < f->n_descs; i++)
+        (void)ns_open(f, s, &f->descs[i]);
     return s;
 }
 

@@ -36,7 +36,7 @@ struct fixture {
         char what; /* 'p'ut, 'd'el, 's'lab, 'n's */
         struct kvt_meta_record record;
         uint32_t number;
-        uint64_t slot_bytes;
+        uint64_t slot_bytes, since;
         struct kvt_ns_desc desc;
     } metas[RECORDS_MAX];
     unsigned n_metas; /* ever emitted */
@@ -49,6 +49,8 @@ struct fixture {
         uint64_t n_bytes;
     } disk[8][SLOTS_MAX];
     unsigned n_reads, n_writes;
+    struct kvt_ns_desc descs[32]; /* of fixture_ns() */
+    unsigned n_descs;
     uint64_t ended[2 * KVT_ADMIN_JOBS_MAX]; /* jobs whose end was told, in that order */
     unsigned n_ended;
 };
@@ -72,6 +74,7 @@ void fixture_settle(struct fixture *f);                       /* everything, wel
 void fixture_jobs(struct fixture *f);
 
 struct kvt_ns_desc fixture_desc(const char *model, uint64_t chunk_bytes, uint32_t n_segments);
+/* For all sessions, those of fixture_session() that come later included. */
 uint32_t fixture_ns(struct fixture *f, const char *model, uint64_t chunk_bytes,
                     uint32_t n_segments);
 struct kvt_key fixture_key(unsigned n);

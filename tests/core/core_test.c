@@ -99,7 +99,7 @@ static enum kvt_status tenant_open(unsigned number, uint32_t *ns_p)
     uint64_t slot_bytes;
     for (unsigned i = 0; i < 4; i++) /* a string: no zero in it */
         desc.salt[i] = (char)('a' + (number >> (5 * i) & 31));
-    return kvt_core_ns_open(f.core, &desc, ns_p, &slot_bytes, NULL);
+    return kvt_core_ns_open(f.core, s, &desc, ns_p, &slot_bytes, NULL);
 }
 
 /* As many as there may be, at a start and when they are named again: going through all of them for
@@ -109,8 +109,10 @@ START_TEST(many_namespaces_are_found_at_once)
     struct kvt_core_config config = fixture_config();
     uint32_t found;
     config.n_nvme_slabs = 0;
+    config.n_ns_max = config.n_ns_session_max = 65536;
     fixture_fini(&f);
     fixture_init(&f, &config);
+    s = fixture_session(&f);
     for (unsigned i = 0; i < 65536; i++) {
         ck_assert_int_eq(tenant_open(i, &found), KVT_OK);
         ck_assert_uint_eq(found, i);
@@ -119,10 +121,11 @@ START_TEST(many_namespaces_are_found_at_once)
     struct kvt_core *first = f.core;
     fixture_create(&f, config.n_host_slabs);
     for (unsigned i = 0; i < 65536; i++)
-        kvt_core_restore_ns(f.core, i, kvt_core_ns_desc(first, i));
-    kvt_core_restore_ns(f.core, 7, kvt_core_ns_desc(first, 7)); /* twice */
+        kvt_core_restore_ns(f.core, i, i, kvt_core_ns_desc(first, i));
+    kvt_core_restore_ns(f.core, 7, 7, kvt_core_ns_desc(first, 7)); /* twice */
     kvt_core_destroy(first);
     ck_assert_uint_eq(kvt_core_restore_end(f.core), 1);
+    s = fixture_session(&f);
     for (unsigned i = 0; i < 65536; i++) {
         ck_assert_int_eq(tenant_open(i, &found), KVT_OK);
         ck_assert_uint_eq(found, i);
@@ -136,7 +139,7 @@ START_TEST(namespace_that_fits_no_slab_is_refused)
     struct kvt_error err = {.msg = ""};
     uint32_t n = 0;
     uint64_t slot_bytes = 0;
-    ck_assert_int_eq(kvt_core_ns_open(f.core, &desc, &n, &slot_bytes, &err), KVT_ERR_INVAL);
+    ck_assert_int_eq(kvt_core_ns_open(f.core, s, &desc, &n, &slot_bytes, &err), KVT_ERR_INVAL);
     ck_assert_uint_gt(strlen(err.msg), 20);
 }
 END_TEST
@@ -147,7 +150,7 @@ static enum kvt_status shape_open(unsigned number, uint32_t *ns_p)
     struct kvt_ns_desc desc =
         fixture_desc("shapes", 4096 * (1 + number / 4), UINT32_C(1) << number % 4);
     uint64_t slot_bytes;
-    return kvt_core_ns_open(f.core, &desc, ns_p, &slot_bytes, NULL);
+    return kvt_core_ns_open(f.core, s, &desc, ns_p, &slot_bytes, NULL);
 }
 
 static void shapes_begin(void)

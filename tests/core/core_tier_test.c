@@ -630,12 +630,12 @@ START_TEST(damaged_metadata_are_skipped_and_counted)
     kvt_core_destroy(f.core);
     f.n_metas = f.n_metas_done = 0;
     fixture_create(&f, f.config.n_host_slabs);
-    kvt_core_restore_ns(f.core, 0, &desc);
-    kvt_core_restore_ns(f.core, 0, &desc);           /* 1: twice */
-    kvt_core_restore_ns(f.core, 5, &bad_desc);       /* 2: no descriptor */
-    kvt_core_restore_ns(f.core, UINT32_MAX, &desc);  /* 3: no number */
-    kvt_core_restore_slab(f.core, slabs[0], 12345);  /* 4: a size that nobody has */
-    kvt_core_restore_slab(f.core, UINT32_MAX, 4096); /* 5: no slab */
+    kvt_core_restore_ns(f.core, 0, 0, &desc);
+    kvt_core_restore_ns(f.core, 0, 0, &desc);          /* 1: twice */
+    kvt_core_restore_ns(f.core, 5, 0, &bad_desc);      /* 2: no descriptor */
+    kvt_core_restore_ns(f.core, UINT32_MAX, 0, &desc); /* 3: no number */
+    kvt_core_restore_slab(f.core, slabs[0], 12345);    /* 4: a size that nobody has */
+    kvt_core_restore_slab(f.core, UINT32_MAX, 4096);   /* 5: no slab */
     for (unsigned i = 0; i < n_slabs; i++)
         kvt_core_restore_slab(f.core, slabs[i], 4096);
     kvt_core_restore_slab(f.core, slabs[0], 4096); /* 6: twice */
@@ -686,7 +686,7 @@ START_TEST(of_two_records_of_a_key_the_later_counts)
         kvt_core_destroy(f.core);
         f.n_metas = f.n_metas_done = f.n_ios = 0;
         fixture_create(&f, f.config.n_host_slabs);
-        kvt_core_restore_ns(f.core, 0, &desc);
+        kvt_core_restore_ns(f.core, 0, 0, &desc);
         for (uint32_t slab = 0; slab < 4; slab++)
             kvt_core_restore_slab(f.core, slab, 4096);
         kvt_core_restore_records(f.core, pair, 2);

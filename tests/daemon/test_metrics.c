@@ -111,7 +111,7 @@ START_TEST(hits_are_counted_by_the_fastest_tier)
     const struct kvt_wire_lookup msg = {.n_keys = 128};
     for (unsigned i = 0; i < sizeof(where); i++)
         where[i] = (uint8_t)(1 + i % 3); /* host, nvme, both */
-    metrics_lookup(&metrics, &desc, &msg, keys, where, sizeof(where));
+    metrics_lookup(&metrics, &desc, 1, &msg, keys, where, sizeof(where));
     ck_assert_uint_eq(metrics.counters.hit_chunks[METRICS_HOST], 67);
     ck_assert_uint_eq(metrics.counters.hit_chunks[METRICS_NVME], 33);
     ck_assert_uint_eq(metrics.counters.hit_tokens[METRICS_HOST], 67 * 16);

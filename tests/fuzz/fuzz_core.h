@@ -25,6 +25,8 @@ static inline struct kvt_core *fuzz_core_create(const struct kvt_core_actions *a
         .n_ios_max = 8,
         .read_bytes_max = KVT_MIB,
         .write_bytes_max = KVT_MIB,
+        .n_ns_max = 4,
+        .n_ns_session_max = 3,
         .n_sessions_max = FUZZ_SESSIONS,
         .n_ops_max = 16,
         .n_ops_session_max = 8,

@@ -36,11 +36,12 @@ static void value_restore(struct kvt_core *core, enum meta_kind kind, uint32_t n
     struct kvt_meta_record record;
     struct kvt_ns_desc desc;
     uint8_t store_id[16];
-    uint64_t slot_bytes;
+    uint64_t slot_bytes, since;
     uint32_t version;
-    if (kind == META_NS && meta_ns_decode(number, value, bytes, &desc)) {
-        expect_same(value, bytes, again, meta_ns_encode(number, &desc, again));
-        kvt_core_restore_ns(core, number, &desc);
+    if (kind == META_NS && meta_ns_decode(number, value, bytes, &since, &desc)) {
+        if (bytes != META_NS_OLD_BYTES)
+            expect_same(value, bytes, again, meta_ns_encode(number, since, &desc, again));
+        kvt_core_restore_ns(core, number, since, &desc);
     } else if (kind == META_SLAB && meta_slab_decode(number, value, bytes, &slot_bytes)) {
         expect_same(value, bytes, again, meta_slab_encode(number, slot_bytes, again));
         kvt_core_restore_slab(core, number, slot_bytes);

@@ -64,10 +64,12 @@ static void fake_slab(void *arg, uint32_t slab, uint64_t slot_bytes, uint64_t to
     token_add(token);
 }
 
-static void fake_ns(void *arg, uint32_t ns, const struct kvt_ns_desc *desc, uint64_t token)
+static void fake_ns(void *arg, uint32_t ns, uint64_t since, const struct kvt_ns_desc *desc,
+                    uint64_t token)
 {
     (void)arg;
     (void)ns;
+    (void)since;
     (void)desc;
     token_add(token);
 }

@@ -139,20 +139,50 @@ def nonsense_message(rng):
     return kvt.message(kind, rng.randrange(1, 4), fixed[kind] + keys)
 
 
+NAMESPACES = 65536         # that the agent has places for
+NAMESPACES_SESSION = 1024  # that one session may have
+
+
+def take_namespaces(raw, name):
+    """As many as the agent gives; it says when it is enough."""
+    for number in range(NAMESPACES_SESSION + 1):
+        try:
+            raw.namespace(f"{name}-{number}")
+        except kvt.Wrong as err:
+            return number, str(err)
+    raise kvt.Wrong(f"one session has {number + 1} namespaces")
+
+
 def many_namespaces(folder):
-    """One client after another namespace: bounded, and said so."""
-    with kvt.Agent(folder, nvme__path=None, nvme__bytes=None) as agent:
+    """More than there are places, first by sessions that stay: others keep theirs, and who comes
+    is told. Then by one after another: who comes finds a place, and old ones make way for it."""
+    with kvt.Agent(folder) as agent:
         agent.start()
-        with bystander(agent), kvt.Raw(agent) as raw:
-            refused = 0
-            for number in range(20000):
-                try:
-                    raw.namespace(f"model-{number}")
-                except kvt.Wrong:
-                    refused += 1
-                    if refused == 10:
-                        break
-            kvt.note(f"{number + 1 - refused} namespaces, then refused")
+        with bystander(agent):
+            with contextlib.ExitStack() as stack:
+                n, said = 0, ""
+                while "in use" not in said:
+                    raw = stack.enter_context(kvt.Raw(agent))
+                    more, said = take_namespaces(raw, f"stays-{n}")
+                    n += more
+                    kvt.check("this session has 1024" in said or "all 65536 are in use" in said,
+                              said)
+                kvt.check(n + 1 == NAMESPACES, f"{n} namespaces beside another's")
+            for number in range(NAMESPACES // NAMESPACES_SESSION + 6):
+                with kvt.Raw(agent) as raw:
+                    more, said = take_namespaces(raw, f"goes-{number}")
+                    kvt.check(more == NAMESPACES_SESSION, said)
+            with kvt.Client(agent, chunks=8, chunk_bytes=64 << 10, model="newcomer") as client:
+                client.connect()
+                kvt.check(client.store(0, 8) == "O" * 8, "store of a newcomer")
+                kvt.check(client.load(0, 8) == "O" * 8, "load of a newcomer")
+        agent.stop()
+        agent.start()  # what both stored is still there, under the names of now
+        for model, n_chunks in (("newcomer", 8), (None, 1024)):
+            options = {"model": model} if model else {}
+            with kvt.Client(agent, chunks=n_chunks, chunk_bytes=64 << 10, **options) as client:
+                client.connect()
+                kvt.check(client.load(0, 8) == "O" * 8, f"{model or 'bystander'} after a restart")
         agent.stop()
 
 

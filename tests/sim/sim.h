@@ -110,8 +110,6 @@ struct sim_ns {
     uint8_t id[KVT_NS_ID_BYTES];
     uint64_t slot_bytes;
     uint32_t segment_bytes;
-    uint32_t handle; /* of the present life of the node */
-    bool open;
 };
 
 /* Keys form a tree: a path from a root is a prompt. Some roots never have children: content keys.
@@ -158,12 +156,13 @@ struct sim_change {
     uint64_t token;
     struct kvt_meta_record record; /* PUT; slot alone: DEL */
     uint32_t number;               /* of a slab or namespace */
-    uint64_t slot_bytes;
+    uint64_t slot_bytes, since;
     struct kvt_ns_desc desc;
 };
 
 struct sim_meta_ns {
     uint32_t number;
+    uint64_t since;
     struct kvt_ns_desc desc;
 };
 
@@ -237,6 +236,8 @@ struct sim_client {
     uint32_t session;
     uint64_t next_id;
     uint64_t stalled_until_ns;
+    bool has_ns[SIM_NS_MAX]; /* negotiated */
+    uint32_t handles[SIM_NS_MAX];
     uint64_t last_lease; /* given back or run out: for wrong releases */
     struct sim_op ops[SIM_OPS_MAX];
     struct sim_lease leases[SIM_LEASES_MAX];
@@ -295,7 +296,6 @@ struct sim {
 
     struct kvt_core_config config;
     struct kvt_core *core;
-    uint32_t probe; /* a session for the model's own lookups */
     bool in_flush;
     bool drained;
     bool unsound; /* a chunk of this life was found damaged: what it stranded is not told */
@@ -378,7 +378,8 @@ void sim_model_init(struct sim *sim);
 void sim_model_bytes(const struct sim *sim, unsigned ns, int key, uint8_t *bytes);
 void sim_model_sums(const struct sim *sim, unsigned ns, int key, uint64_t *sums);
 int sim_model_find_key(const struct sim *sim, const struct kvt_key *key);
-int sim_model_find_ns(const struct sim *sim, uint32_t handle);
+/* Its handle now, or KVT_ADMIN_NS_ANY: the node does not know it. */
+uint32_t sim_model_handle(const struct sim *sim, unsigned ns);
 int sim_model_find_ns_id(const struct sim *sim, const uint8_t *ns_id);
 /* Whether a chunk is held, asked by a lookup of it alone; where_p may be NULL. */
 bool sim_model_held(struct sim *sim, unsigned ns, int key, uint8_t *where_p);
@@ -401,7 +402,6 @@ void sim_node_fini(struct sim *sim);
 void sim_node_start(struct sim *sim);
 void sim_node_kill(struct sim *sim);
 void sim_node_grow(struct sim *sim);
-void sim_node_ns_open(struct sim *sim, unsigned ns);
 void sim_node_flush(struct sim *sim);
 void sim_node_advance(struct sim *sim, uint64_t dt_ns);
 void sim_node_settle(struct sim *sim); /* complete everything until the core rests */

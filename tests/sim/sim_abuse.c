@@ -25,14 +25,23 @@ static void expect(struct sim *sim, const struct books *before, const char *what
 static void bad_request(struct sim *sim, struct sim_client *client, const struct books *before)
 {
     static const struct kvt_key many[KVT_BATCH_MAX + 2];
-    uint32_t ns = sim->ns[0].handle, session = client->session;
+    const struct sim_client *other = &sim->clients[sim_below(&sim->rng, sim->n_clients)];
+    uint32_t ns = client->handles[0], session = client->session;
     uint64_t id = client->next_id, now_ns = sim->now_ns;
     unsigned n = 1;
     uint32_t flags = 0;
     const char *what = "";
-    if (!sim->ns[0].open)
+    if (!client->has_ns[0])
         return;
-    switch (sim_below(&sim->rng, 6)) {
+    switch (sim_below(&sim->rng, 7)) {
+    case 6:
+        what = "an op in a namespace of another session";
+        for (unsigned i = 1; i < sim->n_ns; i++)
+            if (other->has_ns[i] && !client->has_ns[i])
+                ns = other->handles[i];
+        if (ns == client->handles[0])
+            return;
+        break;
     case 0:
         what = "an op in an unknown namespace";
         ns = sim_chance(&sim->rng, 500) ? (uint32_t)sim_range(&sim->rng, 70000, UINT32_MAX) : 999;
@@ -71,8 +80,8 @@ static void bad_lookup(struct sim *sim, struct sim_client *client, const struct 
     static const struct kvt_key many[KVT_BATCH_MAX + 1];
     uint8_t where[KVT_BATCH_MAX + 1];
     struct kvt_wire_lookup_r reply = {0};
-    bool bad_ns = !sim->ns[0].open || sim_chance(&sim->rng, 500);
-    kvt_core_lookup(sim->core, client->session, bad_ns ? 999 : sim->ns[0].handle, many,
+    bool bad_ns = !client->has_ns[0] || sim_chance(&sim->rng, 500);
+    kvt_core_lookup(sim->core, client->session, bad_ns ? 999 : client->handles[0], many,
                     bad_ns ? 1 : KVT_BATCH_MAX + 1, KVT_LOOKUP_LEASE, 0, sim->now_ns, &reply,
                     where);
     expect(sim, before, "a lookup with bad arguments", KVT_ERR_INVAL,
@@ -121,6 +130,7 @@ void sim_client_abuse(struct sim *sim, struct sim_client *client)
     struct sim_op *op = &client->ops[sim_below(&sim->rng, SIM_OPS_MAX)];
     struct kvt_ns_desc desc = sim->ns[0].desc;
     uint32_t ns = 0;
+    unsigned n_has = 0;
     uint64_t slot_bytes = 0;
     kvt_core_stats(sim->core, before.stats);
     switch (sim_below(&sim->rng, 8)) {
@@ -149,14 +159,18 @@ void sim_client_abuse(struct sim *sim, struct sim_client *client)
     case 6:
         desc.chunk_bytes = sim_chance(&sim->rng, 500) ? 0 : KVT_CHUNK_BYTES_MAX;
         desc.n_segments = 1;
-        expect(sim, &before, "a namespace that fits no slab", KVT_ERR_INVAL,
-               kvt_core_ns_open(sim->core, &desc, &ns, &slot_bytes, NULL));
+        for (unsigned i = 0; i < sim->n_ns; i++)
+            n_has += client->has_ns[i];
+        bool full = n_has >= sim->config.n_ns_session_max && desc.chunk_bytes > 0;
+        expect(sim, &before, "a namespace that fits no slab",
+               full ? KVT_ERR_NOSPACE : KVT_ERR_INVAL,
+               kvt_core_ns_open(sim->core, client->session, &desc, &ns, &slot_bytes, NULL));
         break;
     default:
-        if (op->kind == SIM_OP_NONE || op->over || !sim->ns[0].open)
+        if (op->kind == SIM_OP_NONE || op->over || !client->has_ns[0])
             break;
         expect(sim, &before, "an op whose number is in use", KVT_ERR_INVAL,
-               kvt_core_load(sim->core, client->session, op->id, sim->ns[0].handle,
+               kvt_core_load(sim->core, client->session, op->id, client->handles[0],
                              &sim->keys[0].key, 1, 0, sim->now_ns, sim->now_ns));
         break;
     }

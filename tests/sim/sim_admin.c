@@ -111,7 +111,7 @@ bool sim_admin_deletes(const struct sim *sim)
 static void check_deleted(struct sim *sim, const struct sim_job *job, bool for_good)
 {
     for (unsigned ns = 0; ns < sim->n_ns; ns++)
-        for (int key = 0; sim->ns[ns].open && key < (int)sim->n_keys; key++) {
+        for (int key = 0; key < (int)sim->n_keys; key++) {
             struct sim_entry *entry = &sim->entries[ns][key];
             if (!must_delete(sim, job, ns, key))
                 continue;
@@ -210,7 +210,8 @@ static void draw_request(struct sim *sim, struct sim_job *job, struct kvt_key *k
         request->filter.tiers = 1 + sim_below(rng, 2);
     /* Seldom everything: else there is never much to lose. */
     job->ns = (int)sim_below(rng, sim->n_ns);
-    bool all = sim_chance(rng, request->type == KVT_JOB_DELETE ? 150 : 500);
+    bool makes_way = sim->config.n_ns_max < sim->n_ns;
+    bool all = sim_chance(rng, request->type == KVT_JOB_DELETE && !makes_way ? 150 : 500);
     if (!all) {
         request->n_keys = draw_keys(sim, job->keys);
         for (unsigned i = 0; i < request->n_keys; i++)
@@ -220,7 +221,7 @@ static void draw_request(struct sim *sim, struct sim_job *job, struct kvt_key *k
     } else if (sim_chance(rng, 300)) {
         job->ns = -1;
     }
-    request->filter.ns = job->ns < 0 ? KVT_ADMIN_NS_ANY : sim->ns[job->ns].handle;
+    request->filter.ns = job->ns < 0 ? KVT_ADMIN_NS_ANY : sim_model_handle(sim, (unsigned)job->ns);
 }
 
 static void start_job(struct sim *sim)
@@ -232,7 +233,7 @@ static void start_job(struct sim *sim)
         if (sim->jobs[j].id == 0)
             place = &sim->jobs[j];
     draw_request(sim, &job, keys);
-    if (place == NULL || (job.ns >= 0 && !sim->ns[job.ns].open))
+    if (place == NULL || (job.ns >= 0 && job.request.filter.ns == KVT_ADMIN_NS_ANY))
         return;
     enum kvt_status status =
         kvt_core_job_start(sim->core, &job.request, sim->now_ns, &job.id, &err);
@@ -290,7 +291,8 @@ static void pin(struct sim *sim)
     draft.ns = sim_below(&sim->rng, sim->n_ns);
     draft.owner = sim_below(&sim->rng, (unsigned)KVT_ARRAY_LEN(owners));
     draft.deadline_ns = ttl_ns == 0 ? UINT64_MAX : sim->now_ns + ttl_ns;
-    if (pin->id != 0 || !sim->ns[draft.ns].open)
+    uint32_t handle = sim_model_handle(sim, draft.ns);
+    if (pin->id != 0 || handle == KVT_ADMIN_NS_ANY)
         return;
     for (unsigned i = 0; i < n; i++) {
         uint8_t where = 0;
@@ -301,9 +303,8 @@ static void pin(struct sim *sim)
         draft.where[n_held++] = where;
     }
     draft.n = n_held;
-    enum kvt_status status =
-        kvt_core_pin(sim->core, sim->ns[draft.ns].handle, wire, n, owners[draft.owner], ttl_ns,
-                     sim->now_ns, &draft.id, &n_found, &err);
+    enum kvt_status status = kvt_core_pin(sim->core, handle, wire, n, owners[draft.owner], ttl_ns,
+                                          sim->now_ns, &draft.id, &n_found, &err);
     /* Half of the host tier: so much only ancestors bring together. */
     SIM_CHECK(sim,
               n_held == 0 ? status == KVT_ERR_MISS
@@ -395,10 +396,10 @@ static void check_chunk_list(struct sim *sim)
         SIM_CHECK(sim, n <= n_max, "a page of %u has %u chunks", n_max, n);
         for (unsigned i = 0; i < n; i++) {
             int key = sim_model_find_key(sim, &page[i].key);
-            int ns = sim_model_find_ns(sim, page[i].ns);
+            int ns = sim_model_find_ns_id(sim, kvt_core_ns_id(sim->core, page[i].ns));
             uint8_t where = 0;
             if (key < 0 || ns < 0)
-                continue; /* of damaged metadata, or of a namespace not opened in this life */
+                continue; /* of damaged metadata */
             SIM_CHECK(sim, !seen[ns][key], "ns %d key %d is listed twice", ns, key);
             seen[ns][key] = true;
             n_listed++;
@@ -409,13 +410,15 @@ static void check_chunk_list(struct sim *sim)
         }
     } while (cursor != 0);
     for (unsigned ns = 0; ns < sim->n_ns; ns++)
-        for (int key = 0; sim->ns[ns].open && key < (int)sim->n_keys; key++) {
+        for (int key = 0; key < (int)sim->n_keys; key++) {
             struct kvt_admin_chunk chunk;
+            uint32_t handle = sim_model_handle(sim, ns);
             bool held = sim_model_held(sim, ns, key, NULL);
             SIM_CHECK(sim, held == seen[ns][key], "ns %u key %d is held and not listed", ns, key);
             SIM_CHECK(sim,
-                      kvt_core_chunk(sim->core, sim->ns[ns].handle, &sim->keys[key].key, &chunk) ==
-                          (held ? KVT_OK : KVT_ERR_MISS),
+                      handle == KVT_ADMIN_NS_ANY ||
+                          kvt_core_chunk(sim->core, handle, &sim->keys[key].key, &chunk) ==
+                              (held ? KVT_OK : KVT_ERR_MISS),
                       "ns %u key %d is not told of as it is", ns, key);
         }
     sim_log(sim, "%u chunks are listed", n_listed);

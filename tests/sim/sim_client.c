@@ -50,7 +50,7 @@ void sim_client_end_op(struct sim *sim, struct sim_client *client, struct sim_op
 
 void sim_client_open(struct sim *sim, struct sim_client *client)
 {
-    unsigned n_open = 1; /* the model's */
+    unsigned n_open = 0;
     uint64_t next_id = client->next_id;
     for (unsigned i = 0; i < sim->n_clients; i++)
         n_open += sim->clients[i].open;
@@ -71,6 +71,7 @@ void sim_client_lost(struct sim *sim, struct sim_client *client)
         if (client->ops[i].kind != SIM_OP_NONE)
             sim_client_end_op(sim, client, &client->ops[i]);
     memset(client->leases, 0, sizeof(client->leases));
+    memset(client->has_ns, 0, sizeof(client->has_ns));
     client->open = false;
     client->stalled_until_ns = 0;
 }
@@ -81,6 +82,82 @@ void sim_client_close(struct sim *sim, struct sim_client *client)
     uint32_t session = client->session;
     sim_client_lost(sim, client);
     kvt_core_session_close(sim->core, session, sim->now_ns);
+}
+
+/* Whom a namespace took the place of had nothing, and nobody may want it. */
+static void check_made_way(struct sim *sim, unsigned ns)
+{
+    sim_log(sim, "namespace %u made way", ns);
+    for (unsigned c = 0; c < sim->n_clients; c++)
+        SIM_CHECK(sim, !sim->clients[c].has_ns[ns], "namespace %u made way, client %u has it", ns,
+                  c);
+    for (unsigned p = 0; p < SIM_PINS_MAX; p++)
+        SIM_CHECK(sim, sim->pins[p].id == 0 || sim->pins[p].ns != ns,
+                  "namespace %u made way, a pin holds chunks of it", ns);
+    for (unsigned j = 0; j < SIM_JOBS_MAX; j++) {
+        struct kvt_job_info info;
+        SIM_CHECK(sim,
+                  sim->jobs[j].id == 0 || sim->jobs[j].ns != (int)ns ||
+                      (kvt_core_job(sim->core, sim->jobs[j].id, &info) == KVT_OK &&
+                       info.state >= KVT_JOB_DONE),
+                  "namespace %u made way, a job works on it", ns);
+    }
+    for (unsigned key = 0; key < sim->n_keys; key++) {
+        SIM_CHECK(sim, !sim->entries[ns][key].must, "namespace %u made way, and had key %u", ns,
+                  key);
+        sim->entries[ns][key].durable = sim->entries[ns][key].linked = false;
+    }
+}
+
+static void negotiate(struct sim *sim, struct sim_client *client, unsigned ns)
+{
+    const struct sim_ns *n = &sim->ns[ns];
+    struct kvt_error err = {.msg = ""};
+    struct kvt_admin_ns listed[SIM_NS_MAX];
+    bool was_known[SIM_NS_MAX] = {false};
+    unsigned n_has = 0;
+    uint64_t slot_bytes = 0, cursor = 0;
+    for (unsigned i = 0; i < sim->n_ns; i++) {
+        was_known[i] = sim_model_handle(sim, i) != KVT_ADMIN_NS_ANY;
+        n_has += client->has_ns[i];
+    }
+    unsigned n_listed = kvt_core_namespaces(sim->core, &cursor, listed, SIM_NS_MAX);
+    uint32_t handle = UINT32_MAX;
+    enum kvt_status status =
+        kvt_core_ns_open(sim->core, client->session, &n->desc, &handle, &slot_bytes, &err);
+    sim_log(sim, "client %u namespace %u: %s, %u", (unsigned)(client - sim->clients), ns,
+            kvt_status_str(status), handle);
+    bool full = n_has >= sim->config.n_ns_session_max;
+    bool room = was_known[ns] || n_listed < sim->config.n_ns_max;
+    SIM_CHECK(sim,
+              full   ? status == KVT_ERR_NOSPACE
+              : room ? status == KVT_OK
+                     : status == KVT_OK || status == KVT_ERR_NOSPACE,
+              "namespace %u, %u of %u known, the session has %u: %s", ns, n_listed,
+              sim->config.n_ns_max, n_has, err.msg);
+    if (status != KVT_OK) {
+        if (sim_chance(&sim->rng, 200))
+            sim_client_close(sim, client);
+        return;
+    }
+    SIM_CHECK(sim, slot_bytes == n->slot_bytes, "namespace %u: slots of %llu", ns,
+              (unsigned long long)slot_bytes);
+    client->has_ns[ns] = true;
+    client->handles[ns] = handle;
+    for (unsigned i = 0; i < sim->n_ns; i++) {
+        bool is_known = sim_model_handle(sim, i) != KVT_ADMIN_NS_ANY;
+        for (unsigned c = 0; c < sim->n_clients; c++)
+            SIM_CHECK(sim,
+                      !sim->clients[c].has_ns[i] ||
+                          (sim->clients[c].handles[i] == handle) == (i == ns),
+                      "namespaces %u and %u have one handle, or one has two", i, ns);
+        if (was_known[i] && !is_known)
+            check_made_way(sim, i);
+        if (!was_known[i] && is_known && i == ns)
+            for (int key = 0; key < (int)sim->n_keys; key++)
+                SIM_CHECK(sim, !sim_model_held(sim, ns, key, NULL),
+                          "namespace %u is new and has key %d", ns, key);
+    }
 }
 
 /* --- new ops -----------------------------------------------------------------------------------
@@ -195,7 +272,7 @@ static void start_store(struct sim *sim, struct sim_client *client, unsigned ns)
         draft.items[i - first].held_parent = i > 0 && sim_model_held(sim, ns, path[i - 1], NULL);
     }
     enum kvt_status status =
-        kvt_core_reserve(sim->core, client->session, draft.id, sim->ns[ns].handle, keys, n,
+        kvt_core_reserve(sim->core, client->session, draft.id, client->handles[ns], keys, n,
                          draft.flags, draft.deadline_ns, sim->now_ns);
     sim_log(sim, "client %u op %llu store ns %u keys %d..%d (%u) flags %u: %s",
             (unsigned)(client - sim->clients), (unsigned long long)draft.id, ns, path[0],
@@ -242,8 +319,9 @@ static void start_load(struct sim *sim, struct sim_client *client, unsigned ns)
         if (i >= first)
             draft.items[i - first].key = path[i];
     }
-    enum kvt_status status = kvt_core_load(sim->core, client->session, draft.id, sim->ns[ns].handle,
-                                           keys, n, draft.flags, draft.deadline_ns, sim->now_ns);
+    enum kvt_status status =
+        kvt_core_load(sim->core, client->session, draft.id, client->handles[ns], keys, n,
+                      draft.flags, draft.deadline_ns, sim->now_ns);
     sim_log(sim, "client %u op %llu %s ns %u keys %d..%d (%u): %s",
             (unsigned)(client - sim->clients), (unsigned long long)draft.id,
             draft.kind == SIM_LOAD ? "load" : "prefetch", ns, path[0], path[n - 1], n,
@@ -276,7 +354,7 @@ static void look_up(struct sim *sim, struct sim_client *client, unsigned ns)
             lease = &client->leases[l];
     for (unsigned i = 0; i < n; i++)
         keys[i] = sim->keys[path[i]].key;
-    kvt_core_lookup(sim->core, client->session, sim->ns[ns].handle, keys, n,
+    kvt_core_lookup(sim->core, client->session, client->handles[ns], keys, n,
                     lease != NULL ? KVT_LOOKUP_LEASE : 0, ttl_ms, sim->now_ns, &reply, where);
     sim_log(sim, "client %u lookup ns %u keys %d..%d (%u): %u, lease %llx",
             (unsigned)(client - sim->clients), ns, path[0], path[n - 1], n, reply.n_hit,
@@ -516,8 +594,8 @@ void sim_client_step(struct sim *sim, struct sim_client *client)
         store_step(sim, client, op);
     else if (op->kind != SIM_OP_NONE)
         load_step(sim, client, op);
-    else if (!sim->ns[ns].open)
-        sim_node_ns_open(sim, ns);
+    else if (!client->has_ns[ns])
+        negotiate(sim, client, ns);
     else if (sim_chance(&sim->rng, 250))
         look_up(sim, client, ns);
     else if (sim_chance(&sim->rng, 100))

@@ -40,14 +40,22 @@ const struct kvt_meta_record *sim_meta_at(const struct sim *sim, uint32_t slot)
     return NULL;
 }
 
-/* Which of the model's namespaces a number of the metadata means; -1: none. */
-static int meta_ns(const struct sim *sim, uint32_t number)
+/* Which of the model's namespaces a record means; -1: none. A number may have been another's
+ * before, and one that is on its way takes it. */
+static int meta_ns(const struct sim *sim, const struct kvt_meta_record *record)
 {
-    for (unsigned i = 0; i < sim->meta.n_ns; i++)
-        if (sim->meta.ns[i].number == number)
-            for (unsigned ns = 0; ns < sim->n_ns; ns++)
-                if (memcmp(&sim->meta.ns[i].desc, &sim->ns[ns].desc, sizeof(sim->ns[ns].desc)) == 0)
-                    return (int)ns;
+    const struct sim_meta *meta = &sim->meta;
+    const struct kvt_ns_desc *desc = NULL;
+    for (unsigned i = 0; i < meta->n_ns; i++)
+        if (meta->ns[i].number == record->ns && meta->ns[i].since <= record->generation)
+            desc = &meta->ns[i].desc;
+    for (unsigned i = 0; i < meta->n_queue; i++)
+        if (meta->queue[i].type == SIM_NS && meta->queue[i].number == record->ns &&
+            meta->queue[i].since <= record->generation)
+            desc = &meta->queue[i].desc;
+    for (unsigned ns = 0; desc != NULL && ns < sim->n_ns; ns++)
+        if (memcmp(desc, &sim->ns[ns].desc, sizeof(*desc)) == 0)
+            return (int)ns;
     return -1;
 }
 
@@ -63,7 +71,7 @@ bool sim_meta_names(const struct sim *sim, unsigned ns, int key)
 {
     for (unsigned i = 0; i < sim->meta.n_records; i++)
         if (memcmp(&sim->meta.records[i].key, &sim->keys[key].key, sizeof(struct kvt_key)) == 0 &&
-            meta_ns(sim, sim->meta.records[i].ns) == (int)ns)
+            meta_ns(sim, &sim->meta.records[i]) == (int)ns)
             return true;
     return false;
 }
@@ -74,7 +82,7 @@ bool sim_meta_promises(const struct sim *sim, unsigned ns, int key)
         const struct sim_change *change = &sim->meta.queue[i];
         if (change->type == SIM_PUT &&
             memcmp(&change->record.key, &sim->keys[key].key, sizeof(struct kvt_key)) == 0 &&
-            meta_ns(sim, change->record.ns) == (int)ns)
+            meta_ns(sim, &change->record) == (int)ns)
             return true;
     }
     return sim_meta_names(sim, ns, key);
@@ -88,7 +96,7 @@ const struct kvt_meta_record *sim_meta_find(const struct sim *sim, unsigned ns, 
     for (unsigned i = 0; i < sim->meta.n_records; i++) {
         const struct kvt_meta_record *record = &sim->meta.records[i];
         if (memcmp(&record->key, &sim->keys[key].key, sizeof(record->key)) == 0 &&
-            meta_ns(sim, record->ns) == (int)ns &&
+            meta_ns(sim, record) == (int)ns &&
             slab_slot_bytes(sim, record->slot >> KVT_SLOT_INDEX_BITS) == sim->ns[ns].slot_bytes &&
             (found == NULL || record->generation > found->generation))
             found = record;
@@ -119,7 +127,7 @@ static struct sim_change *queue_add(struct sim *sim, enum sim_change_type type, 
 /* What a slot held is not durable any more once its record is to go or its bytes change. */
 static void slot_evicted(struct sim *sim, const struct kvt_meta_record *record, bool overwritten)
 {
-    int ns = meta_ns(sim, record->ns);
+    int ns = meta_ns(sim, record);
     int key = sim_model_find_key(sim, &record->key);
     if (ns < 0 || key < 0)
         return;
@@ -194,11 +202,13 @@ static void meta_slab(void *arg, uint32_t slab, uint64_t slot_bytes, uint64_t to
     sim_trace(sim, slab + slot_bytes);
 }
 
-static void meta_ns_put(void *arg, uint32_t ns, const struct kvt_ns_desc *desc, uint64_t token)
+static void meta_ns_put(void *arg, uint32_t ns, uint64_t since, const struct kvt_ns_desc *desc,
+                        uint64_t token)
 {
     struct sim *sim = arg;
     struct sim_change *change = queue_add(sim, SIM_NS, token);
     change->number = ns;
+    change->since = since;
     change->desc = *desc;
     sim_log(sim, "meta ns %u is %s", ns, desc->model);
     sim_trace(sim, ns);
@@ -257,7 +267,7 @@ static void apply(struct sim *sim, const struct sim_change *change)
             ;
         KVT_ASSERT(i < 64);
         meta->n_ns = KVT_MAX(meta->n_ns, i + 1);
-        meta->ns[i] = (struct sim_meta_ns){change->number, change->desc};
+        meta->ns[i] = (struct sim_meta_ns){change->number, change->since, change->desc};
         break;
     }
 }
@@ -388,10 +398,26 @@ void sim_meta_damage(struct sim *sim)
         damage_slab(sim);
     if (meta->n_ns > 0 && sim_chance(&sim->rng, 150)) {
         struct sim_meta_ns *ns = &meta->ns[sim_below(&sim->rng, meta->n_ns)];
-        if (sim_chance(&sim->rng, 500))
+        struct sim_meta_ns *other = &meta->ns[sim_below(&sim->rng, meta->n_ns)];
+        uint32_t number = ns->number;
+        switch (sim_below(&sim->rng, 5)) {
+        case 0:
+            flip(sim, &ns->since, sizeof(ns->since));
+            break;
+        case 1: /* of a time before, or after */
+            ns->since += sim_range(&sim->rng, 0, 40) - 20;
+            break;
+        case 2:
             flip(sim, &ns->desc, sizeof(ns->desc));
-        else
+            break;
+        case 3:
+            ns->number = other->number;
+            other->number = number;
+            break;
+        default:
             ns->number = (uint32_t)sim_below(&sim->rng, 70000);
+            break;
+        }
     }
     sim_log(sim, "metadata are damaged");
 }
@@ -401,7 +427,7 @@ void sim_meta_restore(struct sim *sim)
     struct sim_meta *meta = &sim->meta;
     unsigned at = 0;
     for (unsigned i = 0; i < meta->n_ns; i++)
-        kvt_core_restore_ns(sim->core, meta->ns[i].number, &meta->ns[i].desc);
+        kvt_core_restore_ns(sim->core, meta->ns[i].number, meta->ns[i].since, &meta->ns[i].desc);
     for (unsigned i = 0; i < meta->n_slabs; i++)
         kvt_core_restore_slab(sim->core, meta->slabs[i].number, meta->slabs[i].slot_bytes);
     while (at < meta->n_records) {

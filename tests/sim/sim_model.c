@@ -82,12 +82,9 @@ int sim_model_find_key(const struct sim *sim, const struct kvt_key *key)
     return -1;
 }
 
-int sim_model_find_ns(const struct sim *sim, uint32_t handle)
+uint32_t sim_model_handle(const struct sim *sim, unsigned ns)
 {
-    for (unsigned i = 0; i < sim->n_ns; i++)
-        if (sim->ns[i].open && sim->ns[i].handle == handle)
-            return (int)i;
-    return -1;
+    return kvt_core_ns_find(sim->core, sim->ns[ns].id);
 }
 
 int sim_model_find_ns_id(const struct sim *sim, const uint8_t *ns_id)
@@ -98,24 +95,33 @@ int sim_model_find_ns_id(const struct sim *sim, const uint8_t *ns_id)
     return -1;
 }
 
+/* Of some keys, as a lookup that counts for nothing. */
+static unsigned held_prefix(struct sim *sim, unsigned ns, const struct kvt_key *keys, unsigned n,
+                            uint8_t *where)
+{
+    uint32_t handle = sim_model_handle(sim, ns);
+    unsigned n_hit = 0;
+    if (handle == KVT_ADMIN_NS_ANY)
+        return 0;
+    enum kvt_status status = kvt_core_admin_lookup(sim->core, handle, keys, n, &n_hit, where);
+    SIM_CHECK(sim, status == KVT_OK && n_hit <= n, "a lookup of %u keys: status %d, n_hit %u", n,
+              status, n_hit);
+    return n_hit;
+}
+
 bool sim_model_held(struct sim *sim, unsigned ns, int key, uint8_t *where_p)
 {
-    struct kvt_wire_lookup_r reply = {0};
     uint8_t where = 0;
-    kvt_core_lookup(sim->core, sim->probe, sim->ns[ns].handle, &sim->keys[key].key, 1, 0, 0,
-                    sim->now_ns, &reply, &where);
-    SIM_CHECK(sim, reply.status == KVT_OK && reply.n_hit <= 1 && reply.lease == 0,
-              "a lookup of one key without lease: status %d, n_hit %u, lease %llu", reply.status,
-              reply.n_hit, (unsigned long long)reply.lease);
-    if (reply.n_hit == 1)
+    bool held = held_prefix(sim, ns, &sim->keys[key].key, 1, &where) == 1;
+    if (held)
         SIM_CHECK(sim,
                   sim->entries[ns][key].maybe && !sim->entries[ns][key].gone && where != 0 &&
                       where < 4,
                   "ns %u key %d is held (where %u) and was never committed%s", ns, key, where,
                   sim->entries[ns][key].gone ? " since it was deleted" : "");
     if (where_p != NULL)
-        *where_p = reply.n_hit == 1 ? where : 0;
-    return reply.n_hit == 1;
+        *where_p = held ? where : 0;
+    return held;
 }
 
 static void check_durable(struct sim *sim, unsigned ns, int key)
@@ -166,16 +172,14 @@ static void check_lease(struct sim *sim, struct sim_lease *lease)
 {
     struct kvt_key keys[SIM_ITEMS_MAX];
     uint8_t where[SIM_ITEMS_MAX];
-    struct kvt_wire_lookup_r reply = {0};
     if (lease->n == 0)
         return;
     for (unsigned i = 0; i < lease->n; i++)
         keys[i] = sim->keys[lease->keys[i]].key;
-    kvt_core_lookup(sim->core, sim->probe, sim->ns[lease->ns].handle, keys, lease->n, 0, 0,
-                    sim->now_ns, &reply, where);
-    SIM_CHECK(sim, reply.n_hit == lease->n,
+    unsigned n_hit = held_prefix(sim, lease->ns, keys, lease->n, where);
+    SIM_CHECK(sim, n_hit == lease->n,
               "lease %llx holds %u chunks of ns %u (first key %d), a lookup finds %u",
-              (unsigned long long)lease->id, lease->n, lease->ns, lease->keys[0], reply.n_hit);
+              (unsigned long long)lease->id, lease->n, lease->ns, lease->keys[0], n_hit);
 }
 
 void sim_model_leases(struct sim *sim)
@@ -216,8 +220,6 @@ void sim_model_probe(struct sim *sim)
     unsigned ns = sim_below(&sim->rng, sim->n_ns);
     int key = (int)sim_below(&sim->rng, sim->n_keys);
     char msg[256];
-    if (!sim->ns[ns].open)
-        return;
     switch (sim_below(&sim->rng, 9)) {
     case 4:
         sim_admin_lists(sim);
@@ -272,7 +274,7 @@ void sim_model_progress(struct sim *sim)
 void sim_model_before_kill(struct sim *sim)
 {
     for (unsigned ns = 0; ns < sim->n_ns; ns++)
-        for (int key = 0; sim->ns[ns].open && key < (int)sim->n_keys; key++)
+        for (int key = 0; key < (int)sim->n_keys; key++)
             if (sim->entries[ns][key].durable && !sim_model_held(sim, ns, key, NULL)) {
                 SIM_CHECK(sim, !sim->entries[ns][key].must,
                           "ns %u key %d was durable, nothing was evicted, and it is not held", ns,
@@ -305,7 +307,7 @@ void sim_model_killed(struct sim *sim)
 void sim_model_restart(struct sim *sim)
 {
     for (unsigned ns = 0; ns < sim->n_ns; ns++)
-        for (int key = 0; sim->ns[ns].open && key < (int)sim->n_keys; key++) {
+        for (int key = 0; key < (int)sim->n_keys; key++) {
             bool held = sim_model_held(sim, ns, key, NULL);
             int parent = sim->keys[key].parent;
             if (sim->entries[ns][key].linked) /* an index that is too small keeps but a part */
@@ -330,7 +332,6 @@ void sim_model_quiet(struct sim *sim)
 {
     uint64_t stats[KVT_STAT_N], host_bytes = 0, nvme_bytes = 0, n_chunks = 0;
     char msg[256];
-    bool all_open = true;
     SIM_CHECK(sim, kvt_core_check(sim->core, msg, sizeof(msg)), "the books at rest: %s", msg);
     SIM_CHECK(sim, kvt_core_quiescent(sim->core), "everything is done and the core is not at rest");
     sim_admin_lists(sim);
@@ -345,9 +346,8 @@ void sim_model_quiet(struct sim *sim)
               (unsigned long long)stat(stats, KVT_STAT_LEASES));
     SIM_CHECK(sim, stat(stats, KVT_STAT_RESERVED_BYTES) == 0, "%llu bytes stay reserved at rest",
               (unsigned long long)stat(stats, KVT_STAT_RESERVED_BYTES));
-    for (unsigned ns = 0; ns < sim->n_ns; ns++) {
-        all_open = all_open && sim->ns[ns].open;
-        for (int key = 0; sim->ns[ns].open && key < (int)sim->n_keys; key++) {
+    for (unsigned ns = 0; ns < sim->n_ns; ns++)
+        for (int key = 0; key < (int)sim->n_keys; key++) {
             uint8_t where = 0;
             check_must(sim, ns, key);
             check_chain(sim, ns, key);
@@ -359,12 +359,11 @@ void sim_model_quiet(struct sim *sim)
             if ((where & KVT_WHERE_NVME) != 0)
                 nvme_bytes += sim->ns[ns].slot_bytes + KVT_SLOT_HEADER_BYTES;
         }
-    }
-    SIM_CHECK(sim, !all_open || stat(stats, KVT_STAT_HOST_USED_BYTES) == host_bytes,
+    SIM_CHECK(sim, stat(stats, KVT_STAT_HOST_USED_BYTES) == host_bytes,
               "host: %llu bytes used, chunks have %llu",
               (unsigned long long)stat(stats, KVT_STAT_HOST_USED_BYTES),
               (unsigned long long)host_bytes);
-    if (!all_open || !media_are_sound(sim))
+    if (!media_are_sound(sim))
         return; /* quarantined slots, records that name keys of nobody */
     SIM_CHECK(sim, stat(stats, KVT_STAT_NVME_USED_BYTES) == nvme_bytes,
               "nvme: %llu bytes used, chunks have %llu",

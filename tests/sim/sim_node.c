@@ -41,7 +41,10 @@ static void draw_config(struct sim *sim)
     c->n_ios_max = (uint32_t)sim_range(rng, 1, 16);
     c->read_bytes_max = sim_range(rng, 1, 128 * KVT_KIB);
     c->write_bytes_max = sim_range(rng, 1, 128 * KVT_KIB);
-    c->n_sessions_max = 1 + (uint32_t)sim_range(rng, 1, sim->n_clients + 1);
+    /* Often fewer than there are: then who is not in use has to make way. */
+    c->n_ns_max = sim_chance(rng, 500) ? SIM_NS_MAX : 1 + sim_below(rng, sim->n_ns);
+    c->n_ns_session_max = sim_chance(rng, 800) ? c->n_ns_max : 1 + sim_below(rng, c->n_ns_max);
+    c->n_sessions_max = (uint32_t)sim_range(rng, 1, sim->n_clients + 1);
     c->n_ops_max = (uint32_t)sim_range(rng, 1, SIM_OPS_MAX * 3);
     c->n_ops_session_max = (uint32_t)sim_range(rng, 1, SIM_OPS_MAX);
     c->n_leases_max = (uint32_t)sim_range(rng, 1, SIM_LEASES_MAX * 3);
@@ -85,32 +88,17 @@ static void submit(void *arg, struct kvt_io *io)
     sim_disk_submit(sim, io);
 }
 
-static void check_handle(struct sim *sim, unsigned ns)
+static void check_handles(struct sim *sim)
 {
-    for (unsigned i = 0; i < sim->meta.n_ns && !sim->meta_damaged; i++)
-        SIM_CHECK(sim,
-                  memcmp(&sim->meta.ns[i].desc, &sim->ns[ns].desc, sizeof(sim->ns[ns].desc)) != 0 ||
-                      sim->meta.ns[i].number == sim->ns[ns].handle,
-                  "namespace %u was %u before the restart and is %u now", ns,
-                  sim->meta.ns[i].number, sim->ns[ns].handle);
-}
-
-void sim_node_ns_open(struct sim *sim, unsigned ns)
-{
-    struct sim_ns *n = &sim->ns[ns];
-    struct kvt_error err = {.msg = ""};
-    uint64_t slot_bytes = 0;
-    enum kvt_status status = kvt_core_ns_open(sim->core, &n->desc, &n->handle, &slot_bytes, &err);
-    SIM_CHECK(sim, status == KVT_OK, "namespace %u: %s", ns, err.msg);
-    SIM_CHECK(sim, slot_bytes == n->slot_bytes, "namespace %u: slots of %llu", ns,
-              (unsigned long long)slot_bytes);
-    for (unsigned i = 0; i < sim->n_ns; i++)
-        SIM_CHECK(sim, i == ns || !sim->ns[i].open || sim->ns[i].handle != n->handle,
-                  "namespaces %u and %u have one handle", i, ns);
-    n->open = true;
-    check_handle(sim, ns);
-    sim_log(sim, "namespace %u is %u: %u segments, %llu bytes", ns, n->handle, n->desc.n_segments,
-            (unsigned long long)n->desc.chunk_bytes);
+    if (sim->meta_damaged || (sim->faults & SIM_BIT(META_ERR)) != 0)
+        return;
+    for (unsigned i = 0; i < sim->meta.n_ns; i++) {
+        uint8_t id[KVT_NS_ID_BYTES];
+        kvt_ns_id(&sim->meta.ns[i].desc, id);
+        int ns = sim_model_find_ns_id(sim, id);
+        SIM_CHECK(sim, ns >= 0 && sim_model_handle(sim, (unsigned)ns) == sim->meta.ns[i].number,
+                  "namespace %d was %u before the restart", ns, sim->meta.ns[i].number);
+    }
 }
 
 void sim_node_start(struct sim *sim)
@@ -130,13 +118,7 @@ void sim_node_start(struct sim *sim)
     memset(sim->arena, 0xa5, sim->arena_bytes);
     memset(sim->writers, 0, sim->arena_bytes / KVT_PAGE_BYTES * sizeof(*sim->writers));
     sim_meta_restore(sim);
-    status = kvt_core_session_open(sim->core, &sim->probe);
-    SIM_CHECK(sim, status == KVT_OK, "session open: %s", kvt_status_str(status));
-    for (unsigned i = 0; i < sim->n_ns; i++)
-        sim->ns[i].open = false;
-    for (unsigned i = 0; i < sim->n_ns; i++)
-        if (sim->meta.n_records > 0 || sim_chance(&sim->rng, 700))
-            sim_node_ns_open(sim, i);
+    check_handles(sim);
     sim->n_grown = 0;
     for (unsigned i = 0; i < sim->config.n_host_slabs; i++)
         sim->slab_order[i] = i;

@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <xxhash.h>
 
 #include "kvt/meta.h"
 #include "kvt/util.h"
@@ -25,15 +26,17 @@ struct seen {
     struct kvt_meta_record records[N_MAX];
     uint64_t slot_bytes[64];
     struct kvt_ns_desc desc;
+    uint64_t since;
 };
 static struct seen seen;
 
-static void on_ns(void *arg, uint32_t ns, const struct kvt_ns_desc *desc)
+static void on_ns(void *arg, uint32_t ns, uint64_t since, const struct kvt_ns_desc *desc)
 {
     struct seen *s = arg;
     ck_assert_int_eq(s->phase, 0);
     ck_assert_uint_lt(ns, 1000);
     s->desc = *desc;
+    s->since = since;
     s->n_ns++;
 }
 
@@ -132,7 +135,10 @@ static void fill(struct kvt_meta *meta, unsigned n)
     wait_done(meta, &n_done, token);
     ck_assert(kvt_meta_put_slab(meta, 5, 4096, token++));
     ck_assert(kvt_meta_put_slab(meta, 5, 8192, token++));
-    ck_assert(kvt_meta_put_ns(meta, 3, &desc, token++));
+    desc.salt[0] = 'B';
+    ck_assert(kvt_meta_put_ns(meta, 3, 7, &desc, token++));
+    desc.salt[0] = 'A';
+    ck_assert(kvt_meta_put_ns(meta, 3, 8, &desc, token++)); /* in its place */
     wait_done(meta, &n_done, token);
 }
 
@@ -152,6 +158,7 @@ static void check_filled(unsigned n)
     ck_assert_uint_eq(seen.slot_bytes[5], 8192);
     ck_assert_uint_eq(seen.n_ns, 1);
     ck_assert_mem_eq(&seen.desc, &desc, sizeof(desc));
+    ck_assert_uint_eq(seen.since, 8);
 }
 
 static void setup(void)
@@ -259,11 +266,11 @@ START_TEST(a_full_ring_says_so)
     ck_assert_uint_ge(n, 1024);
     ck_assert(!kvt_meta_del(meta, 1, n));
     ck_assert(!kvt_meta_put_slab(meta, 1, 4096, n));
-    ck_assert(!kvt_meta_put_ns(meta, 1, &desc, n));
+    ck_assert(!kvt_meta_put_ns(meta, 1, 0, &desc, n));
     uint64_t n_done = 0;
     wait_done(meta, &n_done, n);
     for (uint64_t i = 0; i < 500; i++, n++) {
-        while (!kvt_meta_put_ns(meta, (uint32_t)i, &desc, n))
+        while (!kvt_meta_put_ns(meta, (uint32_t)i, 0, &desc, n))
             wait_done(meta, &n_done, n_done + 1);
     }
     wait_done(meta, &n_done, n);
@@ -307,13 +314,34 @@ START_TEST(junk_is_skipped_and_counted)
     raw_put("r", 1, junk, 64);         /* no number */
     raw_put("s\0\0\0\1", 5, junk, 12);
     raw_put("n\0\0\0\1", 5, junk, 516);
+    raw_put("n\0\0\0\2", 5, junk, 524);
     raw_put("n\0\0\0\1\1", 6, junk, 516);
     raw_put("zebra", 5, junk, 10); /* not ours: not looked at */
     ck_assert_int_eq(try_open(&meta, id, &n_bad, &err), KVT_OK);
-    ck_assert_uint_eq(n_bad, 8);
+    ck_assert_uint_eq(n_bad, 9);
     ck_assert_uint_eq(seen.n_records, 1);
     ck_assert_uint_eq(seen.n_slabs + seen.n_ns, 0);
     kvt_meta_close(meta);
+}
+END_TEST
+
+/* Of stores that were written before numbers were used again. */
+START_TEST(namespaces_of_old_stores_are_read)
+{
+    uint8_t id[16];
+    struct kvt_ns_desc desc;
+    char value[sizeof(desc) + 4];
+    kvt_meta_close(must_open(id));
+    memset(&desc, 0x41, sizeof(desc));
+    memcpy(value, &desc, sizeof(desc));
+    uint32_t sum = (uint32_t)XXH3_64bits_withSeed(&desc, sizeof(desc), 2);
+    memcpy(value + sizeof(desc), &sum, sizeof(sum));
+    raw_put("n\0\0\0\2", 5, value, sizeof(value));
+    seen.since = 99;
+    kvt_meta_close(must_open(id));
+    ck_assert_uint_eq(seen.n_ns, 1);
+    ck_assert_mem_eq(&seen.desc, &desc, sizeof(desc));
+    ck_assert_uint_eq(seen.since, 0);
 }
 END_TEST
 
@@ -428,6 +456,7 @@ int main(void)
     tcase_add_test(tcase, close_writes_what_is_queued);
     tcase_add_test(tcase, a_full_ring_says_so);
     tcase_add_test(tcase, junk_is_skipped_and_counted);
+    tcase_add_test(tcase, namespaces_of_old_stores_are_read);
     tcase_add_test(tcase, another_format_is_refused);
     tcase_add_test(tcase, a_second_opener_is_refused);
     tcase_add_loop_test(tcase, a_damaged_directory_is_named, 0, (int)KVT_ARRAY_LEN(damages));

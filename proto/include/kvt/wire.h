@@ -95,7 +95,7 @@ _Static_assert(sizeof(struct kvt_wire_ns_open) == 528, "wire");
 struct kvt_wire_ns_open_r {
     struct kvt_wire_header h;
     int32_t status;
-    uint32_t ns; /* handle, valid for every session of this incarnation */
+    uint32_t ns; /* handle, valid in this session as long as it lasts */
     uint64_t slot_bytes;
     char msg[128]; /* cause and next step when status is not OK */
 };

@@ -18,7 +18,7 @@
 
 struct kvt_meta_record {
     uint32_t slot;
-    uint32_t ns;     /* number given by kvt_meta_put_ns */
+    uint32_t ns;     /* number given by kvt_meta_put_ns, whose `since` was not after generation */
     uint64_t digest; /* of the slot header */
     uint64_t generation;
     uint32_t parent_slot; /* KVT_SLOT_NONE: no parent on this tier */
@@ -30,7 +30,7 @@ struct kvt_meta;
 
 struct kvt_meta_visitor { /* called during open, in this order of kinds: ns, slab, record */
     void *arg;
-    void (*ns)(void *arg, uint32_t ns, const struct kvt_ns_desc *desc);
+    void (*ns)(void *arg, uint32_t ns, uint64_t since, const struct kvt_ns_desc *desc);
     void (*slab)(void *arg, uint32_t slab, uint64_t slot_bytes);
     /* Batches of up to 256. Records are well-formed but otherwise not to be trusted. */
     void (*records)(void *arg, const struct kvt_meta_record *records, unsigned n);
@@ -62,8 +62,9 @@ enum kvt_status kvt_meta_reset(struct kvt_meta *meta, const uint8_t store_id[16]
 bool kvt_meta_put(struct kvt_meta *meta, const struct kvt_meta_record *record, uint64_t token);
 bool kvt_meta_del(struct kvt_meta *meta, uint32_t slot, uint64_t token);
 bool kvt_meta_put_slab(struct kvt_meta *meta, uint32_t slab, uint64_t slot_bytes, uint64_t token);
-bool kvt_meta_put_ns(struct kvt_meta *meta, uint32_t ns, const struct kvt_ns_desc *desc,
-                     uint64_t token);
+/* In the place of who had the number before, whose records have generations before `since`. */
+bool kvt_meta_put_ns(struct kvt_meta *meta, uint32_t ns, uint64_t since,
+                     const struct kvt_ns_desc *desc, uint64_t token);
 
 struct kvt_meta_done {
     uint64_t token;

@@ -46,9 +46,11 @@ struct kvt_core_config {
     const struct kvt_policy_ops *host_policy;
     const struct kvt_policy_ops *nvme_policy;
     enum kvt_admission admission;
-    uint32_t n_ios_max;       /* transfers in flight, each with a header page */
-    uint64_t read_bytes_max;  /* a transfer begins while less than this is in flight */
-    uint64_t write_bytes_max; /* likewise */
+    uint32_t n_ios_max;        /* transfers in flight, each with a header page */
+    uint64_t read_bytes_max;   /* a transfer begins while less than this is in flight */
+    uint64_t write_bytes_max;  /* likewise */
+    uint32_t n_ns_max;         /* namespaces; at most 65536 */
+    uint32_t n_ns_session_max; /* that one session may have negotiated */
     uint32_t n_sessions_max;
     uint32_t n_ops_max;         /* open RESERVE and LOAD ops of all sessions */
     uint32_t n_ops_session_max; /* of one session */
@@ -65,11 +67,14 @@ struct kvt_core_actions {
     /* Start a transfer; answered by kvt_core_io_done(). Called in flush. */
     void (*io)(void *arg, struct kvt_io *io);
     /* Metadata changes, to take effect in this order; each answered by kvt_core_meta_done(). The
-     * most in flight at once: n_ios_max puts, 2 * n_ios_max dels, n_nvme_slabs slabs, 65536 ns. */
+     * most in flight at once: n_ios_max puts, 2 * n_ios_max dels, n_nvme_slabs slabs, n_ns_max ns.
+     * A namespace takes the place of the one that had its number before; it is not taken from it,
+     * and its descriptor stays where it is, until this is answered. */
     void (*meta_put)(void *arg, const struct kvt_meta_record *record, uint64_t token);
     void (*meta_del)(void *arg, uint32_t slot, uint64_t token);
     void (*meta_slab)(void *arg, uint32_t slab, uint64_t slot_bytes, uint64_t token);
-    void (*meta_ns)(void *arg, uint32_t ns, const struct kvt_ns_desc *desc, uint64_t token);
+    void (*meta_ns)(void *arg, uint32_t ns, uint64_t since, const struct kvt_ns_desc *desc,
+                    uint64_t token);
     /*
      * Answers to RESERVE (all items at once), LOAD (each item once, over one or more calls) and
      * COMMIT (each item once). status not OK: the op is refused and over, n is 0. n_open: items of
@@ -101,7 +106,8 @@ void kvt_core_header_pool(struct kvt_core *core, void **pool_p, uint64_t *bytes_
 
 /* Bad input (unknown namespace, slot outside its slab, slot or key named twice, ...) is skipped and
  * counted; restore_end links parents and returns that count. */
-void kvt_core_restore_ns(struct kvt_core *core, uint32_t ns, const struct kvt_ns_desc *desc);
+void kvt_core_restore_ns(struct kvt_core *core, uint32_t ns, uint64_t since,
+                         const struct kvt_ns_desc *desc);
 void kvt_core_restore_slab(struct kvt_core *core, uint32_t slab, uint64_t slot_bytes);
 void kvt_core_restore_records(struct kvt_core *core, const struct kvt_meta_record *records,
                               unsigned n);
@@ -118,12 +124,18 @@ enum kvt_status kvt_core_session_open(struct kvt_core *core, uint32_t *session_p
 /** The client is gone and cannot write any more: its ops, reservations and leases end here. */
 void kvt_core_session_close(struct kvt_core *core, uint32_t session, uint64_t now_ns);
 
-/** Find or make the namespace. @return OK, ERR_INVAL (err), ERR_NOSPACE (too many, err), of
- * namespaces or of shapes of chunks that are held. */
-enum kvt_status kvt_core_ns_open(struct kvt_core *core, const struct kvt_ns_desc *desc,
-                                 uint32_t *ns_p, uint64_t *slot_bytes_p,
-                                 struct kvt_error *err) KVT_MUST_CHECK;
-/** Descriptor of an open namespace, or NULL. Borrowed, valid as long as the core. */
+/**
+ * Find or make the namespace, for this session: its handle is good in calls of this session, until
+ * that is closed. Where all places are taken, the namespace that nothing refers to (no session, no
+ * chunk, no pin, no open job) for longest makes way.
+ *
+ * @return KVT_OK; KVT_ERR_INVAL; KVT_ERR_NOSPACE: too many namespaces are referred to, or this
+ *         session has too many, or chunks of too many shapes are held. err tells.
+ */
+enum kvt_status kvt_core_ns_open(struct kvt_core *core, uint32_t session,
+                                 const struct kvt_ns_desc *desc, uint32_t *ns_p,
+                                 uint64_t *slot_bytes_p, struct kvt_error *err) KVT_MUST_CHECK;
+/** Descriptor of a namespace, or NULL. Borrowed, valid as long as something refers to it. */
 const struct kvt_ns_desc *kvt_core_ns_desc(const struct kvt_core *core, uint32_t ns);
 
 /**

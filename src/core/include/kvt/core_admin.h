@@ -85,6 +85,9 @@ enum kvt_status kvt_core_admin_lookup(struct kvt_core *core, uint32_t ns,
 /* --- namespaces, tiers, sessions, leases -------------------------------------------------------
  */
 
+/* A handle means its namespace as long as something refers to that: a session that has negotiated
+ * it, a chunk, a pin, an open job. Later it may be another's: who keeps one keeps the id with it.
+ */
 struct kvt_admin_ns {
     uint32_t ns; /* handle */
     uint8_t id[KVT_NS_ID_BYTES];
@@ -99,7 +102,8 @@ unsigned kvt_core_namespaces(const struct kvt_core *core, uint64_t *cursor_p,
                              struct kvt_admin_ns *namespaces, unsigned n_max);
 /** Handle of a namespace by its id; KVT_ADMIN_NS_ANY: none is open or was restored. */
 uint32_t kvt_core_ns_find(const struct kvt_core *core, const uint8_t id[KVT_NS_ID_BYTES]);
-/** Id of the namespace with that handle, which is one that a list gave; KVT_NS_ID_BYTES. */
+/** Id of the namespace with that handle, which is one that a list gave just now; KVT_NS_ID_BYTES.
+ */
 const uint8_t *kvt_core_ns_id(const struct kvt_core *core, uint32_t ns);
 
 struct kvt_admin_class { /* slots of one size */
@@ -236,7 +240,8 @@ struct kvt_job_info {
     enum kvt_job_state state;
     enum kvt_status status; /* FAILED: why */
     uint32_t flags;
-    uint32_t ns;                /* of the filter */
+    bool has_ns; /* the filter names one; it may be gone when the job has ended */
+    uint8_t ns_id[KVT_NS_ID_BYTES];
     uint64_t n_total, n_looked; /* progress: keys or records to look at, and looked at so far */
     uint64_t n_matched;         /* chunks */
     uint64_t n_changed;         /* deleted, demoted, read in, verified */
