@@ -389,6 +389,16 @@ static uint8_t byte_of(unsigned key, uint64_t at)
     return (uint8_t)(key * 131 + at * 7 + (at >> 8));
 }
 
+void fixture_load(struct fixture *f, uint32_t s, uint32_t ns, uint64_t op, unsigned first,
+                  unsigned n, uint32_t flags)
+{
+    struct kvt_key keys[64];
+    fixture_keys(keys, first, n);
+    ck_assert_int_eq(
+        kvt_core_load(f->core, s, op, ns, keys, n, flags, f->now_ns + 50 * MS, f->now_ns), KVT_OK);
+    fixture_flush(f);
+}
+
 void fixture_fill(struct fixture *f, uint32_t ns, uint64_t offset, unsigned key)
 {
     for (uint64_t i = 0; i < kvt_core_ns_desc(f->core, ns)->chunk_bytes; i++)

@@ -92,6 +92,9 @@ struct answer fixture_take(struct fixture *f, char what, uint64_t op, uint32_t i
 /* reserve, write, commit and flush keys first..first+n-1; each must be granted. */
 void fixture_store(struct fixture *f, uint32_t s, uint32_t ns, uint64_t op, unsigned first,
                    unsigned n, uint32_t flags);
+/* A load that has 50 ms, and a flush. */
+void fixture_load(struct fixture *f, uint32_t s, uint32_t ns, uint64_t op, unsigned first,
+                  unsigned n, uint32_t flags);
 void fixture_fill(struct fixture *f, uint32_t ns, uint64_t offset, unsigned key);
 bool fixture_filled(struct fixture *f, uint32_t ns, uint64_t offset, unsigned key);
 void fixture_sums(struct fixture *f, uint32_t ns, unsigned key, uint64_t *sums);
