@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -251,6 +252,45 @@ START_TEST(a_header_that_is_refused_takes_no_other_with_it)
 }
 END_TEST
 
+/* Memory that the kernel may not touch: with it a request of several header pages fails as a whole,
+ * and then each of them is tried alone. */
+START_TEST(a_run_that_fails_takes_none_with_it)
+{
+    enum { N = 12 };
+    static const uint32_t bad[] = {0, 1, 5, N - 1};
+    static const enum kvt_io_type types[] = {KVT_IO_WRITE, KVT_IO_READ};
+    struct kvt_io ios[N];
+    struct fixture fix;
+    fixture_init(&fix, _i);
+    fix.config.header_pool_bytes = 0; /* what is registered is reached by other means */
+    fixture_must_open(&fix, is_registered(_i));
+    for (unsigned b = 0; b < KVT_ARRAY_LEN(bad); b++)
+        for (unsigned t = 0; t < KVT_ARRAY_LEN(types); t++) {
+            for (uint32_t slot = 0; slot < N; slot++)
+                fixture_io(&fix, &ios[slot], types[t], slot, FIX_CHUNK_BYTES, 0, slot,
+                           FIX_CHUNK_BYTES, slot + 100 * b);
+            struct kvt_slot_header *page = ios[bad[b]].header;
+            ck_assert_int_eq(mprotect(page, sizeof(*page), PROT_NONE), 0);
+            fixture_run(&fix, ios, N);
+            ck_assert_int_eq(mprotect(page, sizeof(*page), PROT_READ | PROT_WRITE), 0);
+            for (uint32_t slot = 0; slot < N; slot++) {
+                bool good = slot != bad[b];
+                ck_assert_msg(ios[slot].status == (good ? KVT_OK : KVT_ERR_IO),
+                              "page %u is bad, slot %u: %s", bad[b], slot,
+                              kvt_status_str(ios[slot].status));
+                ck_assert(!good || fixture_matches(&fix, &ios[slot], slot + 100 * b));
+            }
+            for (uint32_t slot = 0; slot < N; slot++) {
+                bool there = slot != bad[b] || types[t] == KVT_IO_READ;
+                ck_assert_int_eq(fixture_read_whole(&fix, slot, slot + 100 * b),
+                                 there ? KVT_OK : KVT_ERR_CORRUPT);
+            }
+            ck_assert_int_eq(fixture_write(&fix, bad[b], bad[b] + 100 * b), KVT_OK);
+        }
+    fixture_fini(&fix);
+}
+END_TEST
+
 START_TEST(places_that_do_not_exist_are_refused)
 {
     struct fixture fix;
@@ -325,6 +365,7 @@ int main(void)
     tcase_add_loop_test(tcase, a_file_cut_short_is_an_error, 0, N_VARIANTS);
     tcase_add_loop_test(tcase, a_header_that_is_lost_takes_no_other_with_it, 0, N_VARIANTS);
     tcase_add_loop_test(tcase, a_header_that_is_refused_takes_no_other_with_it, 0, N_VARIANTS);
+    tcase_add_loop_test(tcase, a_run_that_fails_takes_none_with_it, 0, N_VARIANTS);
     tcase_add_loop_test(tcase, places_that_do_not_exist_are_refused, 0, 2);
     tcase_add_loop_test(tcase, more_than_the_depth_is_back_pressure, 0, 2);
     tcase_add_loop_test(tcase, what_it_says_of_itself, 0, 2);
