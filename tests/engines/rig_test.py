@@ -334,6 +334,64 @@ class FailuresTest(EngineCase):
         self.assertEqual(rig.leaks(), 0)
 
 
+class SavesTest(EngineCase):
+    def test_a_chunk_is_saved_in_the_step_that_completes_it(self):
+        """Of requests of all lengths that take turns: the budget is smaller than their number."""
+        for chunk, window in ((16, 0), (64, 0), *(((16, 64),) if HYBRID else ())):
+            with self.subTest(chunk=chunk, window=window):
+                rig = self.rig(window=window, blocks=128, extra={"chunk_tokens": chunk})
+                rig.scheduler.max_num_scheduled_tokens = 5
+                for i in range(8):
+                    rig.add(family(i, 7 * i + 6), max_tokens=60 + 11 * i)
+                states, skipped = rig.scheduler.connector._half._requests, 0
+                while rig.busy():
+                    scheduled = rig.step().num_scheduled_tokens
+                    skipped += len(states) - len(scheduled)
+                    for rid in set(states) & set(scheduled):
+                        saved = rig.requests[rid].num_computed_tokens // chunk
+                        self.assertEqual(states[rid].next_save, [saved] * (1 + bool(window)))
+                self.assertGreater(skipped, 100)
+                self.assertNotIn("dropped_chunks", rig.stats)
+                self.assertEqual(rig.leaks(), 0)
+
+    def test_a_request_that_was_left_out_comes_back(self):
+        rig = self.rig(block=64)
+        rig.add(family(0, 5), max_tokens=20)
+        rig.step()  # the workers describe their memory
+        rid = rig.add(family(1, 60), max_tokens=20)
+        state = rig.scheduler.connector._half._requests[rid]
+        for budget, n in ((256, 1), (1, 2), (256, 4)):
+            rig.scheduler.max_num_scheduled_tokens = budget
+            for _ in range(n):
+                self.assertEqual(state.next_save, [0])
+                rig.step()
+        self.assertEqual(rig.requests[rid].num_computed_tokens, 64)
+        self.assertEqual(state.next_save, [1])
+        rig.run()
+
+    def test_steps_that_complete_nothing_say_so_at_once(self):
+        rig = self.rig(extra={"chunk_tokens": 128})
+        half = rig.scheduler.connector._half
+        looks, half._add_saves = [], mock.Mock(wraps=half._add_saves)
+        for i in range(4):
+            rig.add(family(i, 20), max_tokens=100)
+        while rig.busy():
+            rig.step()
+            looks.append(half._add_saves.call_count)
+        # With a prompt, with a block, the step after it, with a chunk, at an end: not with a token.
+        self.assertLess(looks[-1], 30)
+        self.assertGreater(len(looks), 90)
+
+
+class HooksTest(EngineCase):
+    def test_layers_ask_other_connectors_alone(self):
+        from vllm.distributed.kv_transfer import kv_transfer_state as state
+        from vllm.model_executor.layers.attention import kv_transfer_utils as hooks
+        for connector, asked in ((self.rig().worker, False), (object(), True), (None, False)):
+            with mock.patch.object(state, "_KV_CONNECTOR_AGENT", connector):
+                self.assertEqual(hooks.has_kv_transfer_group(), asked)
+
+
 class EventsTest(EngineCase):
     def stored(self, rig, tokens):
         """What routers are told of the tier while tokens are computed."""

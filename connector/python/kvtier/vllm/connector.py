@@ -23,6 +23,7 @@ class KVTierConnector(KVConnectorBase_V1, SupportsHMA):
         super().__init__(vllm_config, role, kv_cache_config)
         compat.check_version()
         transfer = vllm_config.kv_transfer_config
+        self._meta = None  # of the step that the worker is in
         settings = Settings.read(transfer.kv_connector_extra_config)
         is_worker = role == KVConnectorRole.WORKER
         port = Port(settings.socket, "vllm worker" if is_worker else "vllm scheduler",
@@ -42,18 +43,24 @@ class KVTierConnector(KVConnectorBase_V1, SupportsHMA):
 
     def register_kv_caches(self, kv_caches):
         self._half.register_kv_caches(kv_caches)
+        compat.skip_layer_hooks(KVTierConnector)
 
     def handle_preemptions(self, kv_connector_metadata):
         """Nothing to wait for, in either generation of this call: blocks of saves are pinned."""
 
+    def bind_connector_metadata(self, connector_metadata):
+        self._meta = connector_metadata
+
+    def clear_connector_metadata(self):
+        self._meta = None
+
     def start_load_kv(self, forward_context, **kwargs):
-        meta = self._get_connector_metadata()
-        if meta.loads:
-            self._half.start_load_kv(meta)
+        if self._meta.loads:
+            self._half.start_load_kv(self._meta)
 
     def has_connector_metadata(self):
-        """Asked before the two hooks of each layer, which are not needed: they would be called 16
-        to 160 times a step."""
+        """Asked before the two hooks of each layer, which are not needed, where they are not
+        skipped already: they would be called 16 to 160 times a step."""
         return False
 
     def wait_for_layer_load(self, layer_name):
@@ -63,23 +70,24 @@ class KVTierConnector(KVConnectorBase_V1, SupportsHMA):
         """Whole blocks are saved after the step: this is not called under CUDA graphs."""
 
     def wait_for_save(self):
-        meta = self._get_connector_metadata()
-        if meta.saves:
-            self._half.wait_for_save(meta)
+        if self._meta.saves:
+            self._half.wait_for_save(self._meta)
 
     def get_finished(self, finished_req_ids):
         return None, self._half.take_results(finished_req_ids)[0]
 
     if compat.TransferResults is not None:
         def get_transfer_results(self, finished_req_ids):
+            if not self._half.is_busy:
+                return compat.TransferResults()
             came, failed = self._half.take_results(finished_req_ids)
             return compat.TransferResults(finished_recving=came, failed_recving=failed)
 
     def get_block_ids_with_load_errors(self):
-        return self._half.take_bad_blocks()
+        return self._half.take_bad_blocks() if self._half.is_busy else set()
 
     def build_connector_worker_meta(self):
-        return self._half.take_meta()
+        return self._half.take_meta() if self._half.is_busy else None
 
     # ---- scheduler -------------------------------------------------------------------------
 
@@ -118,7 +126,7 @@ class KVTierConnector(KVConnectorBase_V1, SupportsHMA):
         return self._half.has_pending_block_frees()
 
     def take_events(self):
-        return self._half.take_events()
+        return self._half.take_events() if self._half.events else ()
 
     def reset_cache(self):
         return self._half.reset()

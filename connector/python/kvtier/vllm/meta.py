@@ -24,6 +24,9 @@ class Meta(KVConnectorMetadata):
     saves: list[tuple[int, list[Transfer]]] = dataclasses.field(default_factory=list)
 
 
+NOTHING = Meta()  # to do in a step, as mostly
+
+
 @dataclasses.dataclass(frozen=True)
 class Shard:
     """One worker's part of a KV group: all of a namespace but the hashes."""

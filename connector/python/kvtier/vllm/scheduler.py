@@ -21,13 +21,14 @@ from kvtier import BATCH_MAX, KEY_BYTES
 
 from . import compat, keys
 from .breaker import Breaker
-from .meta import Meta, Transfer
+from .meta import NOTHING, Meta, Transfer
 from .namespace import plans
 from .stats import Stats
 
 LEASE_MARGIN_NS = 500_000_000
 PIN_WAIT_NS = 20_000_000
 ASK_AGAIN = None, False
+NEVER = 1 << 62
 
 
 class _Lookup:
@@ -108,11 +109,13 @@ class SchedulerHalf:
         self._n_pinned_max = 0
         self._next_save_id = 1
         self._loads = []
+        self._steady = None       # ids of the running requests when each was looked at last
+        self._steady_tokens = 0   # with fewer more, none of them completes a chunk
         self._loading = {}        # request id -> tokens; until its load was reported
         self._aborted_loads = set()
         self._polled = False
         self._breaker = Breaker()
-        self._events = [] if compat.events_wanted(vllm_config) else None
+        self.events = [] if compat.events_wanted(vllm_config) else None
         self.stats = Stats()
 
     # ---- lookups ---------------------------------------------------------------------------
@@ -176,7 +179,7 @@ class SchedulerHalf:
         self._drop_lookup(state)
         self._extend_keys(state)
         state.hit_tokens = None
-        if any(not known for known in state.keys):
+        if not all(state.keys):
             state.hit_tokens = 0
             return
         if self._breaker.is_open(now) or not self._port.connected:
@@ -347,11 +350,23 @@ class SchedulerHalf:
 
     def build_connector_meta(self, scheduler_output):
         self._polled = False
+        cached = scheduler_output.scheduled_cached_reqs
+        # No request gets more: each of the others gets one at least.
+        self._steady_tokens -= scheduler_output.total_num_scheduled_tokens - len(cached.req_ids) + 1
+        # Mostly the same requests get a token each, and neither a block nor a chunk ends.
+        if self._steady_tokens > 0 and cached.req_ids == self._steady and not (
+                self._loads or scheduler_output.scheduled_new_reqs or cached.resumed_req_ids or
+                any(cached.new_block_ids)):
+            return NOTHING
         ready = self._ready()
         meta = Meta(self._hash_domain, self._loads, [])
         self._loads = []
-        if not self._may_save:
-            return meta
+        if self._may_save:
+            self._steady, self._steady_tokens = cached.req_ids, NEVER
+            self._add_saves(scheduler_output, meta, ready)
+        return meta if meta.loads or meta.saves else NOTHING
+
+    def _add_saves(self, scheduler_output, meta, ready):
         for data in scheduler_output.scheduled_new_reqs:
             state = self._requests.get(data.req_id)
             if state is not None:
@@ -366,17 +381,19 @@ class SchedulerHalf:
             state = requests.get(req_id)
             if state is None:
                 continue
+            computed = all_computed[i]
             if req_id in resumed:
                 state.blocks = [list(ids) for ids in new] if new else None
-                if self._others_load(state, all_computed[i]):
+                if self._others_load(state, computed):
+                    self._steady = None
                     continue
             elif new and state.blocks is not None:
                 for known, ids in zip(state.blocks, new):
                     known.extend(ids)
-            computed = all_computed[i]
-            if computed + scheduled.get(req_id, 0) >= state.save_at:  # mostly not: a token a step
+            end = computed + scheduled.get(req_id, 0)
+            if end >= state.save_at:  # mostly not: a token a step
                 self._computed(state, computed, req_id, scheduler_output, meta, ready)
-        return meta
+            self._steady_tokens = min(self._steady_tokens, state.save_at - end)
 
     @staticmethod
     def _others_load(state, computed):
@@ -387,6 +404,8 @@ class SchedulerHalf:
     def _computed(self, state, computed, req_id, scheduler_output, meta, ready):
         """Adds to meta the chunks that are complete when this step is over."""
         n = scheduler_output.num_scheduled_tokens.get(req_id, 0)
+        if state.no_save:
+            state.save_at = NEVER
         if n == 0 or state.blocks is None or state.no_save or not ready:
             return
         if state.lora is not None and not self._adapters.trusted(state.lora):
@@ -395,7 +414,7 @@ class SchedulerHalf:
         request, end = state.request, computed + n
         if not self._settings.save_decode:
             end = min(end, request.num_prompt_tokens)
-        transfers, pinned, save_at = [], [], 1 << 62
+        transfers, pinned, save_at = [], [], NEVER
         room = self._n_pinned_max - self._n_pinned
         for plan, n_plans in zip(self._plans, range(len(self._plans), 0, -1)):
             group = plan.index
@@ -434,7 +453,7 @@ class SchedulerHalf:
         meta.saves.append((save_id, transfers))
 
     def _event_of(self, state, transfers):
-        if self._events is None:
+        if self.events is None:
             return None
         out = []
         for t in transfers:
@@ -501,7 +520,7 @@ class SchedulerHalf:
         self._pool.free_blocks([self._pool.blocks[b] for b in reversed(pin.blocks)])
         if pin.events and pin.n_stored == self._n_workers:
             for group, hashes, parent in pin.events:
-                self._events.append(compat.block_stored(
+                self.events.append(compat.block_stored(
                     [compat.event_hash(h) for h in hashes],
                     compat.event_hash(parent) if parent is not None else None,
                     self._plans[group].hash_tokens, group))
@@ -518,11 +537,10 @@ class SchedulerHalf:
         else:
             self._drop_lookup(state)
         if not state.no_save and state.blocks is not None:
-            left = sum(max(0, min(len(known), request.num_computed_tokens // plan.chunk_tokens) - n)
-                       for plan, known, n in zip(self._plans, state.keys, state.next_save)
-                       if plan.window is None)
-            if left:
-                self.stats.add("dropped_chunks", left)
+            for plan, known, n in zip(self._plans, state.keys, state.next_save):
+                if plan.window is None and len(known) > n:
+                    self.stats.add("dropped_chunks", max(0, min(
+                        len(known), request.num_computed_tokens // plan.chunk_tokens) - n))
 
     def has_pending_work(self):
         return bool(self._pins)
@@ -534,9 +552,7 @@ class SchedulerHalf:
                    for pin in self._pins.values())
 
     def take_events(self):
-        if not self._events:
-            return ()
-        taken, self._events = self._events, []
+        taken, self.events = self.events, []
         return taken
 
     def reset(self):

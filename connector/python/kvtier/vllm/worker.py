@@ -62,6 +62,7 @@ class WorkerHalf:
         self._bad_blocks = set()
         self._bad_requests = set()
         self._saved, self._stored = {}, {}
+        self.is_busy = True     # something is under way or to be told; asked thrice in each step
         self.stats = Stats()
 
     # ---- memory ----------------------------------------------------------------------------
@@ -141,6 +142,7 @@ class WorkerHalf:
         return op, n
 
     def start_load_kv(self, meta):
+        self.is_busy = True
         self._namespaces(meta)
         now = time.monotonic_ns()
         deadline = now + self._settings.load_timeout_ms * 1_000_000
@@ -160,6 +162,7 @@ class WorkerHalf:
                 self._load_over(req_id, load)
 
     def wait_for_save(self, meta):
+        self.is_busy = True
         self._namespaces(meta)
         deadline = time.monotonic_ns() + self._settings.save_timeout_ms * 1_000_000
         for save_id, transfers in meta.saves:
@@ -299,6 +302,8 @@ class WorkerHalf:
         return taken
 
     def take_meta(self):
+        """The last that is asked in a step."""
+        self.is_busy = bool(self._ops or self._came or self._bad_blocks or not self._groups)
         shards = frozenset()
         if not self._described and self._groups:
             self._described = True
