@@ -65,6 +65,12 @@ static struct kvt_nvme_limits nvme_limits(const struct daemon_config *config)
                                     .write_bytes_max = config->nvme_write_inflight_bytes};
 }
 
+/* What is read has its place in memory: a small arena is not to be full of it. */
+static uint64_t read_bytes_ahead(const struct daemon_config *config)
+{
+    return KVT_MIN(BYTES_AHEAD * config->nvme_read_inflight_bytes, config->host_bytes / 2);
+}
+
 static enum kvt_status core_open(struct agent *agent, uint32_t n_nvme_slabs, struct kvt_error *err)
 {
     const struct daemon_config *c = &agent->config;
@@ -80,7 +86,7 @@ static enum kvt_status core_open(struct agent *agent, uint32_t n_nvme_slabs, str
         .nvme_policy = daemon_policy(c->nvme_policy),
         .admission = (enum kvt_admission)c->nvme_admission,
         .n_ios_max = KVT_MIN(c->nvme_queue_depth * IOS_PER_DEPTH, IOS_MAX),
-        .read_bytes_max = BYTES_AHEAD * c->nvme_read_inflight_bytes,
+        .read_bytes_max = read_bytes_ahead(c),
         .write_bytes_max = BYTES_AHEAD * c->nvme_write_inflight_bytes,
         .n_ns_max = NAMESPACES_MAX,
         .n_ns_session_max = NAMESPACES_SESSION_MAX,
@@ -405,7 +411,7 @@ void agent_tune(struct agent *agent)
     const struct daemon_config *c = &agent->config;
     const struct kvt_core_tuning tuning = {
         .admission = (enum kvt_admission)c->nvme_admission,
-        .read_bytes_max = BYTES_AHEAD * c->nvme_read_inflight_bytes,
+        .read_bytes_max = read_bytes_ahead(c),
         .write_bytes_max = BYTES_AHEAD * c->nvme_write_inflight_bytes,
         .lease_ttl_ns = c->lease_ttl_ns,
         .lease_ttl_max_ns = c->lease_ttl_max_ns,

@@ -24,9 +24,10 @@
  */
 #define ENTER_REQUESTS 32
 #define ENTER_BYTES    (UINT64_C(4) << 20)
-#define PUMP_NS        UINT64_C(25000) /* of the reactor, in which clients wait */
-#define REAP_FIRST     16              /* requests that ended make room for some that begin */
-#define RUN_MAX        64u             /* header pages of one request */
+#define PUMP_NS        UINT64_C(25000)     /* of the reactor, in which clients wait */
+#define REAP_FIRST     16                  /* requests that ended make room for some that begin */
+#define RUN_MAX        64u                 /* header pages of one request */
+#define READS_MIN      (UINT64_C(4) << 20) /* keep a disk busy, whatever else is wanted */
 
 struct nvme_uring {
     struct io_uring ring;
@@ -45,10 +46,11 @@ struct nvme_uring {
     /* Parts of them ended in this poll; nothing was done with them yet. First come, first served.
      */
     struct nvme_xfer *landed, **landed_tail;
-    unsigned n_at_disk;   /* transfers with parts in flight */
-    unsigned n_enter;     /* what may still be told at once */
-    uint64_t enter_bytes; /* likewise */
-    uint64_t bytes[2];    /* in flight: reads, writes */
+    unsigned n_at_disk;    /* transfers with parts in flight */
+    unsigned n_enter;      /* what may still be told at once */
+    uint64_t enter_bytes;  /* likewise */
+    uint64_t bytes[2];     /* in flight: reads, writes */
+    uint64_t reads_wanted; /* bytes in flight or waiting */
     /* Set by the registering thread (release) once the kernel took it; read (acquire) at a start.
      */
     _Atomic bool *is_registered;
@@ -136,6 +138,16 @@ static void part_queue(struct nvme_tier *tier, struct nvme_xfer *xfer, unsigned 
     request_add(tier, sqe, xfer, tag, 1, len);
 }
 
+/*
+ * Virtual disks end all they were given together. So the last of what is wanted comes in ever
+ * smaller lots, or the disk would have nothing to do while a large one is verified and copied.
+ */
+static uint64_t reads_max(const struct nvme_tier *tier)
+{
+    uint64_t share = KVT_MAX(tier->uring->reads_wanted / 3 * 2, READS_MIN);
+    return KVT_MIN(share, tier->limits.read_bytes_max);
+}
+
 static bool disk_has_room(const struct nvme_tier *tier, const struct nvme_xfer *xfer)
 {
     const struct nvme_uring *uring = tier->uring;
@@ -145,9 +157,8 @@ static bool disk_has_room(const struct nvme_tier *tier, const struct nvme_xfer *
         return false;
     if (xfer->next_part == 0 && uring->n_at_disk == tier->queue_depth)
         return false;
-    return uring->bytes[direction_of(xfer)] < (xfer->io->type == KVT_IO_READ
-                                                   ? tier->limits.read_bytes_max
-                                                   : tier->limits.write_bytes_max);
+    return uring->bytes[direction_of(xfer)] <
+           (xfer->io->type == KVT_IO_READ ? reads_max(tier) : tier->limits.write_bytes_max);
 }
 
 static bool header_is_before(const struct nvme_xfer *a, const struct nvme_xfer *b)
@@ -279,6 +290,11 @@ static void uring_pump(struct nvme_tier *tier)
     }
 }
 
+static uint64_t all_bytes(const struct nvme_xfer *xfer)
+{
+    return xfer->io->slot_bytes + (xfer->io->chunk_only ? 0 : KVT_SLOT_HEADER_BYTES);
+}
+
 static void uring_start(struct nvme_tier *tier, struct nvme_xfer *xfer)
 {
     xfer->n_pieces_all =
@@ -288,6 +304,8 @@ static void uring_start(struct nvme_tier *tier, struct nvme_xfer *xfer)
     xfer->n_inflight = 0;
     xfer->n_retries = 0;
     xfer->has_landed = false;
+    if (xfer->io->type == KVT_IO_READ)
+        tier->uring->reads_wanted += all_bytes(xfer);
     nvme_list_push(&tier->uring->waiting[direction_of(xfer)], xfer);
 }
 
@@ -336,6 +354,8 @@ static void part_ended(struct nvme_tier *tier, struct nvme_xfer *xfer, unsigned 
         part_queue(tier, xfer, part, n_pages);
         return;
     }
+    if (xfer->io->type == KVT_IO_READ)
+        tier->uring->reads_wanted -= part_bytes(xfer, part);
     if (is_whole(xfer))
         tier->uring->n_at_disk--;
     else if (xfer->status == KVT_OK)
@@ -427,6 +447,7 @@ static void uring_close(struct nvme_tier *tier)
             break;
         (void)io_uring_submit_and_wait(&uring->ring, 1);
     }
+    KVT_ASSERT(uring->reads_wanted == 0);
     io_uring_queue_exit(&uring->ring);
     uring_free(uring);
 }
