@@ -383,15 +383,6 @@ class SavesTest(EngineCase):
         self.assertGreater(len(looks), 90)
 
 
-class HooksTest(EngineCase):
-    def test_layers_ask_other_connectors_alone(self):
-        from vllm.distributed.kv_transfer import kv_transfer_state as state
-        from vllm.model_executor.layers.attention import kv_transfer_utils as hooks
-        for connector, asked in ((self.rig().worker, False), (object(), True), (None, False)):
-            with mock.patch.object(state, "_KV_CONNECTOR_AGENT", connector):
-                self.assertEqual(hooks.has_kv_transfer_group(), asked)
-
-
 class EventsTest(EngineCase):
     def stored(self, rig, tokens):
         """What routers are told of the tier while tokens are computed."""

@@ -197,25 +197,6 @@ def current_stream(device):
     return torch.cuda.current_stream(device).cuda_stream
 
 
-# ---- layers ------------------------------------------------------------------------------------
-
-def skip_layer_hooks(connector_type):
-    """For a connector that needs none. Around each layer vLLM finds the connector, its kind and the
-    layer's context before it asks the connector whether there is anything to do (a third of what
-    it spends on a connector that does nothing); the first of its questions is answered here."""
-    try:
-        from vllm.distributed.kv_transfer import kv_transfer_state as state
-        from vllm.model_executor.layers.attention import kv_transfer_utils as hooks
-        hooks.has_kv_transfer_group, state._KV_CONNECTOR_AGENT
-    except (ImportError, AttributeError):
-        return  # then it is asked
-
-    def has_layer_hooks():
-        connector = state._KV_CONNECTOR_AGENT
-        return connector is not None and type(connector) is not connector_type
-    hooks.has_kv_transfer_group = has_layer_hooks
-
-
 # ---- ranks -------------------------------------------------------------------------------------
 
 def ranks(vllm_config):

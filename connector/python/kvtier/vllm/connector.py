@@ -43,7 +43,6 @@ class KVTierConnector(KVConnectorBase_V1, SupportsHMA):
 
     def register_kv_caches(self, kv_caches):
         self._half.register_kv_caches(kv_caches)
-        compat.skip_layer_hooks(KVTierConnector)
 
     def handle_preemptions(self, kv_connector_metadata):
         """Nothing to wait for, in either generation of this call: blocks of saves are pinned."""
@@ -59,8 +58,8 @@ class KVTierConnector(KVConnectorBase_V1, SupportsHMA):
             self._half.start_load_kv(self._meta)
 
     def has_connector_metadata(self):
-        """Asked before the two hooks of each layer, which are not needed, where they are not
-        skipped already: they would be called 16 to 160 times a step."""
+        """Asked before the two hooks of each layer, which are not needed: they would be called 16
+        to 160 times a step."""
         return False
 
     def wait_for_layer_load(self, layer_name):
