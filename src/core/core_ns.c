@@ -160,8 +160,10 @@ static uint32_t *ns_place(const struct kvt_core *core, const uint8_t id[KVT_NS_I
 {
     uint32_t n = table_entries(core);
     uint64_t at;
-    memcpy(&at, id, sizeof(at)); /* of a hash */
-    for (at %= n; core->ns_table[at] != 0; at = (at + 1) % n)
+    memcpy(&at, id, sizeof(at));
+    /* Clients make ids, and may have them begin alike: where they land is not to be foreseen. */
+    at = (at ^ core->hash_seed[0]) * core->hash_seed[1];
+    for (at = (at >> 32) * n >> 32; core->ns_table[at] != 0; at = (at + 1) % n)
         if (memcmp(core->ns[core->ns_table[at] - 1].id, id, KVT_NS_ID_BYTES) == 0)
             break;
     return &core->ns_table[at];

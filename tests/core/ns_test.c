@@ -120,6 +120,38 @@ START_TEST(they_come_and_go)
 }
 END_TEST
 
+/* Their ids begin alike, as whoever makes many can have it: to find one, and to let one go, takes
+ * as long as ever. */
+START_TEST(ids_may_be_alike)
+{
+    const unsigned n_places = 8192;
+    uint64_t slot_bytes, start_ns = 0;
+    uint32_t s = UINT32_MAX, ns;
+    unsigned n = 0;
+    teardown();
+    begin(n_places);
+    for (unsigned i = 0; n < n_places + 512; i++) {
+        struct kvt_ns_desc desc = fixture_desc("alike", 4096, 2);
+        uint8_t id[KVT_NS_ID_BYTES];
+        uint16_t start;
+        snprintf(desc.salt, sizeof(desc.salt), "%u", i);
+        kvt_ns_id(&desc, id);
+        memcpy(&start, id, sizeof(start));
+        if (start % (2 * n_places) >= n_places / 16)
+            continue;
+        if (n == n_places)
+            start_ns = kvt_now_ns();
+        s = session();
+        ck_assert_int_eq(kvt_core_ns_open(f.core, s, &desc, &ns, &slot_bytes, NULL), KVT_OK);
+        end(s);
+        fixture_settle(&f);
+        f.n_metas = f.n_metas_done = 0;
+        n++;
+    }
+    ck_assert_uint_lt(kvt_now_ns() - start_ns, 2000 * MS);
+}
+END_TEST
+
 START_TEST(a_session_holds_what_it_has)
 {
     uint32_t s = session(), a = must_open(s, "a"), z = session();
@@ -328,6 +360,7 @@ int main(void)
     tcase_add_checked_fixture(tcase, setup, teardown);
     tcase_add_test(tcase, the_longest_unused_makes_way);
     tcase_add_test(tcase, they_come_and_go);
+    tcase_add_test(tcase, ids_may_be_alike);
     tcase_add_test(tcase, a_session_holds_what_it_has);
     tcase_add_test(tcase, chunks_hold_it);
     tcase_add_test(tcase, the_way_to_the_metadata_holds_it);
