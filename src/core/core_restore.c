@@ -38,8 +38,7 @@ void kvt_core_restore_ns(struct kvt_core *core, uint32_t n, uint64_t since,
         core_ns_forget(core, other);
     if (bad || !core_ns_add(core, n, since, desc, id))
         core->restore_bad++;
-    else
-        core->generation = KVT_MAX(core->generation, since);
+    core->generation = KVT_MAX(core->generation, since);
 }
 
 /* A class of that slot size; n_classes: no namespace has it. */
@@ -117,6 +116,8 @@ static void restore_record(struct kvt_core *core, const struct kvt_meta_record *
 {
     struct slab_pool *pool = &core->pool[NVME];
     uint32_t s = slot_slab(record->slot), i = slot_index(record->slot);
+    /* Also of one left out: it stays, and its namespace's number may be given to another. */
+    core->generation = KVT_MAX(core->generation, record->generation);
     if (record->ns >= core->n_ns || !core->ns[record->ns].used || s >= pool->n_slabs ||
         pool->slabs[s].owner == NULL || i >= pool->slabs[s].n_slots ||
         !(pool->slabs[s].owner[i] & OWNER_FREE) ||
@@ -163,7 +164,6 @@ static void restore_record(struct kvt_core *core, const struct kvt_meta_record *
         heap_set(core->restore_heap, c, record->generation);
     pool->slabs[s].owner[i] = c;
     pool->slabs[s].n_used++;
-    core->generation = KVT_MAX(core->generation, record->generation);
 }
 
 void kvt_core_restore_records(struct kvt_core *core, const struct kvt_meta_record *records,

@@ -325,6 +325,30 @@ START_TEST(records_of_the_one_before_are_not_believed)
 }
 END_TEST
 
+/* The descriptor is lost, the record is not; whoever has the number next begins after it. */
+START_TEST(records_without_a_descriptor_stay_without)
+{
+    struct kvt_ns_desc desc = fixture_desc("b", 4096, 2);
+    struct kvt_meta_record record = {
+        .slot = 0, .generation = 10000000, .parent_slot = KVT_SLOT_NONE, .key = fixture_key(0)};
+    kvt_core_restore_slab(f.core, 0, 4096);
+    kvt_core_restore_records(f.core, &record, 1);
+    ck_assert_uint_eq(kvt_core_restore_end(f.core), 2);
+    ck_assert_uint_eq(visit("b"), 0);
+    uint64_t since = f.metas[0].since;
+    fixture_settle(&f);
+    kvt_core_destroy(f.core);
+    fixture_create(&f, f.config.n_host_slabs);
+    kvt_core_restore_ns(f.core, 0, since, &desc);
+    kvt_core_restore_slab(f.core, 0, 4096);
+    kvt_core_restore_records(f.core, &record, 1);
+    ck_assert_uint_eq(kvt_core_restore_end(f.core), 0);
+    uint32_t s = session();
+    ck_assert_uint_eq(must_open(s, "b"), 0);
+    ck_assert_uint_eq(fixture_where(&f, s, 0, 0), 0);
+}
+END_TEST
+
 /* Its descriptor could not be written, so that of the one before is still there; and that one has
  * come back under another number. */
 START_TEST(of_two_numbers_of_a_namespace_the_later_counts)
@@ -369,6 +393,7 @@ int main(void)
     tcase_add_test(tcase, the_next_one_has_its_own_chunks);
     tcase_add_test(tcase, those_of_a_life_before_make_way);
     tcase_add_test(tcase, records_of_the_one_before_are_not_believed);
+    tcase_add_test(tcase, records_without_a_descriptor_stay_without);
     tcase_add_test(tcase, of_two_numbers_of_a_namespace_the_later_counts);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
