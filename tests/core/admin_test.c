@@ -19,18 +19,10 @@ static struct kvt_core_config config_32(void)
     return config;
 }
 
-static void start(const struct kvt_core_config *config)
-{
-    fixture_init(&f, config);
-    s = fixture_session(&f);
-    ns = fixture_ns(&f, "a", 4096, 2);
-    fixture_settle(&f);
-}
-
 static void setup(void)
 {
     struct kvt_core_config config = config_32();
-    start(&config);
+    fixture_start(&f, &config, &s, &ns);
 }
 
 static void teardown(void)
@@ -41,7 +33,7 @@ static void teardown(void)
 static void again_with(const struct kvt_core_config *config)
 {
     fixture_fini(&f);
-    start(config);
+    fixture_start(&f, config, &s, &ns);
 }
 
 /* All pages of a listing. */

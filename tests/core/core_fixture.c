@@ -358,6 +358,22 @@ unsigned fixture_held(struct fixture *f, uint32_t s, uint32_t ns, unsigned first
     return reply.n_hit;
 }
 
+void fixture_start(struct fixture *f, const struct kvt_core_config *config, uint32_t *s_p,
+                   uint32_t *ns_p)
+{
+    fixture_init(f, config);
+    *s_p = fixture_session(f);
+    *ns_p = fixture_ns(f, "a", 4096, 2);
+    fixture_settle(f);
+}
+
+void fixture_start_again(struct fixture *f, uint64_t n_bad, uint32_t *s_p, uint32_t *ns_p)
+{
+    ck_assert_uint_eq(fixture_restart(f), n_bad);
+    *s_p = fixture_session(f);
+    *ns_p = fixture_ns(f, "a", 4096, 2);
+}
+
 uint8_t fixture_where(struct fixture *f, uint32_t s, uint32_t ns, unsigned key)
 {
     struct kvt_key k = fixture_key(key);

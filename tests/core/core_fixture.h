@@ -63,6 +63,11 @@ void fixture_fini(struct fixture *f);
  * too. Returns what restore_end said. */
 uint64_t fixture_restart(struct fixture *f);
 void fixture_create(struct fixture *f, unsigned n_host_slabs);
+/* fixture_init(), a session and the namespace "a" of chunks of 4 KiB in two segments. */
+void fixture_start(struct fixture *f, const struct kvt_core_config *config, uint32_t *s_p,
+                   uint32_t *ns_p);
+/* fixture_restart(), which is to say n_bad, and a session and that namespace again. */
+void fixture_start_again(struct fixture *f, uint64_t n_bad, uint32_t *s_p, uint32_t *ns_p);
 
 void fixture_flush(struct fixture *f);
 /* Complete the oldest transfer with a status; reads bring what was written, if status is OK. */

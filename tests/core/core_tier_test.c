@@ -6,18 +6,10 @@
 static struct fixture f;
 static uint32_t s, ns;
 
-static void start(const struct kvt_core_config *config)
-{
-    fixture_init(&f, config);
-    s = fixture_session(&f);
-    ns = fixture_ns(&f, "a", 4096, 2);
-    fixture_settle(&f);
-}
-
 static void setup(void)
 {
     struct kvt_core_config config = fixture_config();
-    start(&config);
+    fixture_start(&f, &config, &s, &ns);
 }
 
 static void teardown(void)
@@ -28,14 +20,7 @@ static void teardown(void)
 static void again_with(const struct kvt_core_config *config)
 {
     fixture_fini(&f);
-    start(config);
-}
-
-static void restart(uint64_t n_bad)
-{
-    ck_assert_uint_eq(fixture_restart(&f), n_bad);
-    s = fixture_session(&f);
-    ns = fixture_ns(&f, "a", 4096, 2);
+    fixture_start(&f, config, &s, &ns);
 }
 
 static void load(uint32_t session, uint64_t op, unsigned first, unsigned n, uint32_t flags)
@@ -54,7 +39,7 @@ static void store_cold(unsigned first, unsigned n)
     fixture_store(&f, s, ns, 900, first, n, KVT_STORE_DURABLE);
     fixture_settle(&f);
     f.n_answers = 0;
-    restart(0);
+    fixture_start_again(&f, 0, &s, &ns);
     ck_assert_uint_eq(where(first), KVT_WHERE_NVME);
 }
 
@@ -116,7 +101,7 @@ START_TEST(durable_tells_of_a_slab_that_is_not_in_the_metadata)
     fixture_store(&f, s, ns, 2, 1, 1, KVT_STORE_DURABLE); /* the next one names it again */
     fixture_settle(&f);
     ck_assert_int_eq(fixture_take(&f, 'c', 2, 0).item.status, KVT_OK);
-    restart(0);
+    fixture_start_again(&f, 0, &s, &ns);
     ck_assert_uint_eq(where(1), KVT_WHERE_NVME);
 }
 END_TEST
@@ -128,7 +113,7 @@ START_TEST(durable_tells_of_a_namespace_that_is_not_in_the_metadata)
     fixture_store(&f, s, other, 1, 0, 1, KVT_STORE_DURABLE);
     fixture_settle(&f);
     ck_assert_int_eq(fixture_take(&f, 'c', 1, 0).item.status, KVT_OK); /* it was named again */
-    restart(0);
+    fixture_start_again(&f, 0, &s, &ns);
     ck_assert_uint_eq(fixture_ns(&f, "b", 4096, 2), other);
     ck_assert_uint_eq(fixture_held(&f, s, other, 0, 1), 1);
 }
@@ -284,7 +269,7 @@ START_TEST(drain_lets_write_behind_finish)
     ck_assert(!kvt_core_quiescent(f.core));
     fixture_settle(&f);
     ck_assert(kvt_core_quiescent(f.core));
-    restart(0);
+    fixture_start_again(&f, 0, &s, &ns);
     ck_assert_uint_eq(fixture_held(&f, s, ns, 0, 3), 3);
 }
 END_TEST
@@ -409,7 +394,7 @@ START_TEST(a_corrupt_chunk_is_dropped)
     ck_assert_uint_eq(where(1), KVT_WHERE_NVME);
     ck_assert_uint_eq(fixture_stat(&f, KVT_STAT_CORRUPT_CHUNKS), 1);
     fixture_settle(&f);
-    restart(0); /* and its record is gone */
+    fixture_start_again(&f, 0, &s, &ns); /* and its record is gone */
     ck_assert_uint_eq(where(0), 0);
     ck_assert_uint_eq(where(1), KVT_WHERE_NVME);
 }
@@ -539,7 +524,7 @@ START_TEST(one_slot_size_with_more_segments)
     fixture_settle(&f);
     ck_assert_int_eq(fixture_take(&f, 'c', 1, 0).item.status, KVT_OK);
     ck_assert_int_eq(fixture_take(&f, 'c', 2, 0).item.status, KVT_OK);
-    restart(0);
+    fixture_start_again(&f, 0, &s, &ns);
     ck_assert_uint_eq(fixture_held(&f, s, ns, 0, 1), 1);
     ck_assert_uint_eq(fixture_held(&f, s, fixture_ns(&f, "many", 4096, 4), 0, 1), 1);
 }
@@ -548,7 +533,7 @@ END_TEST
 START_TEST(host_memory_may_come_later)
 {
     struct kvt_key keys[1] = {fixture_key(0)};
-    restart(0);
+    fixture_start_again(&f, 0, &s, &ns);
     kvt_core_destroy(f.core);
     f.n_metas = f.n_metas_done = 0;
     fixture_create(&f, 0);

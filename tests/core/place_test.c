@@ -7,14 +7,6 @@
 static struct fixture f;
 static uint32_t s, ns;
 
-static void begin(const struct kvt_core_config *config)
-{
-    fixture_init(&f, config);
-    s = fixture_session(&f);
-    ns = fixture_ns(&f, "a", 4096, 2);
-    fixture_settle(&f);
-}
-
 static void teardown(void)
 {
     fixture_fini(&f);
@@ -37,7 +29,7 @@ START_TEST(what_is_written_lies_side_by_side)
     config.nvme_policy = &kvt_policy_lhd;
     config.admission = KVT_ADMIT_ALL;
     config.n_chunks_max = 1024;
-    begin(&config);
+    fixture_start(&f, &config, &s, &ns);
     /* Prompts that come two at a time: their chunks have every other slot. Twelve times the tier.
      */
     for (unsigned first = 0; first < 12 * n_slots; first += 2 * n_chain)
@@ -70,7 +62,7 @@ START_TEST(a_slab_of_two_shapes)
     config.n_nvme_slabs = 1;
     config.nvme_slab_bytes = UINT64_C(4) * 2 * 4096;
     config.nvme_policy = &kvt_policy_lhd;
-    begin(&config);
+    fixture_start(&f, &config, &s, &ns);
     uint32_t other = fixture_ns(&f, "many", 4096, 4), big = fixture_ns(&f, "big", 3 * 4096, 1);
     fixture_store(&f, s, ns, 1, 0, 4, KVT_STORE_DURABLE);
     fixture_settle(&f);
@@ -115,7 +107,7 @@ static void groups_fill(const struct kvt_policy_ops *policy)
     config.nvme_policy = policy;
     config.admission = KVT_ADMIT_ALL;
     config.n_chunks_max = 1024;
-    begin(&config);
+    fixture_start(&f, &config, &s, &ns);
     for (unsigned i = 0; i < 128; i++) {
         fixture_store(&f, s, ns, 1, i, 1, 0);
         fixture_settle(&f);

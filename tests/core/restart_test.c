@@ -5,30 +5,15 @@
 static struct fixture f;
 static uint32_t s, ns;
 
-static void start(const struct kvt_core_config *config)
-{
-    fixture_init(&f, config);
-    s = fixture_session(&f);
-    ns = fixture_ns(&f, "a", 4096, 2);
-    fixture_settle(&f);
-}
-
 static void setup(void)
 {
     struct kvt_core_config config = fixture_config();
-    start(&config);
+    fixture_start(&f, &config, &s, &ns);
 }
 
 static void teardown(void)
 {
     fixture_fini(&f);
-}
-
-static void restart(uint64_t n_bad)
-{
-    ck_assert_uint_eq(fixture_restart(&f), n_bad);
-    s = fixture_session(&f);
-    ns = fixture_ns(&f, "a", 4096, 2);
 }
 
 static uint8_t where(unsigned key)
@@ -42,7 +27,7 @@ START_TEST(durable_chunks_survive)
     fixture_store(&f, s, ns, 2, 10, 1, 0);
     fixture_settle(&f);
     f.n_answers = 0;
-    restart(0);
+    fixture_start_again(&f, 0, &s, &ns);
     ck_assert_uint_eq(fixture_held(&f, s, ns, 0, 3), 3);
     ck_assert_uint_eq(where(10), 0);
     fixture_load(&f, s, ns, 1, 0, 3, 0);
@@ -59,7 +44,7 @@ START_TEST(restored_chains_keep_their_order)
     fixture_store(&f, s, ns, 1, 0, 3, KVT_STORE_DURABLE);
     fixture_settle(&f);
     f.n_answers = 0;
-    restart(0);
+    fixture_start_again(&f, 0, &s, &ns);
     for (unsigned round = 0; round < 12; round++) {
         fixture_store(&f, s, ns, 2 + round, 100 + round, 1, KVT_STORE_DURABLE);
         fixture_settle(&f);
@@ -178,7 +163,7 @@ START_TEST(a_full_index_restores_the_newest)
     f.n_answers = 0;
     config.n_chunks_max = 3;
     f.config = config;
-    restart(5);
+    fixture_start_again(&f, 5, &s, &ns);
     ck_assert_uint_eq(fixture_stat(&f, KVT_STAT_CHUNKS), 3);
     uint64_t newest = 0;
     for (unsigned i = 0; i < f.n_metas_done; i++)
@@ -199,7 +184,7 @@ START_TEST(what_a_full_index_evicted_stays_gone)
     struct kvt_core_config config = fixture_config();
     config.n_chunks_max = 3;
     teardown();
-    start(&config);
+    fixture_start(&f, &config, &s, &ns);
     for (unsigned i = 0; i < 5; i++) {
         fixture_store(&f, s, ns, 1 + i, 10 * i, 1, KVT_STORE_DURABLE);
         fixture_settle(&f);
@@ -212,7 +197,7 @@ START_TEST(what_a_full_index_evicted_stays_gone)
     ck_assert_uint_eq(fixture_stat(&f, KVT_STAT_EVICT_NVME_INDEX),
                       fixture_stat(&f, KVT_STAT_EVICT_NVME_CHUNKS));
     uint64_t n_chunks = fixture_stat(&f, KVT_STAT_CHUNKS);
-    restart(0);
+    fixture_start_again(&f, 0, &s, &ns);
     ck_assert_uint_eq(fixture_stat(&f, KVT_STAT_CHUNKS), n_chunks);
     ck_assert_uint_eq(where(0), KVT_WHERE_NVME);
     ck_assert_uint_eq(where(40), KVT_WHERE_NVME);
@@ -234,7 +219,7 @@ START_TEST(links_in_a_circle_are_cut)
         puts[i]->parent_slot = puts[1 - i]->slot;
         memcpy(&puts[i]->parent_tag, puts[1 - i]->key.bytes, sizeof(puts[i]->parent_tag));
     }
-    restart(0);
+    fixture_start_again(&f, 0, &s, &ns);
     for (unsigned i = 0; i < 10; i++) { /* both can still be evicted */
         fixture_store(&f, s, ns, 2 + i, 100 + i, 1, KVT_STORE_DURABLE);
         fixture_settle(&f);
