@@ -180,6 +180,13 @@ void kvt_core_restore_records(struct kvt_core *core, const struct kvt_meta_recor
     }
 }
 
+void kvt_core_restore_memory(struct kvt_core *core, uint64_t n_chunks, void **memory_p,
+                             uint64_t *bytes_p)
+{
+    *memory_p = core->chunks;
+    *bytes_p = KVT_MIN(n_chunks, (uint64_t)core->config.n_chunks_max) * sizeof(*core->chunks);
+}
+
 static uint32_t parent_of(const struct kvt_core *core, const struct chunk *chunk)
 {
     const struct slab_pool *pool = &core->pool[NVME];

@@ -16,6 +16,7 @@
 #include "agent.h"
 #include "kvt/log.h"
 #include "kvt/util.h"
+#include "touch.h"
 
 #define STORE_ID_BYTES 16
 #define OPS_MAX        16384 /* of all sessions: an op may take 16 KiB */
@@ -120,9 +121,19 @@ static void core_close(struct agent *agent)
 
 struct replay {
     struct kvt_core *core;
+    struct touch touch; /* of the memory that the records go to */
     struct ideal *ideal;
     uint64_t n_records;
 };
+
+static void replay_expect(void *arg, uint64_t n)
+{
+    struct replay *replay = arg;
+    void *memory;
+    uint64_t bytes;
+    kvt_core_restore_memory(replay->core, n, &memory, &bytes);
+    touch_start(&replay->touch, memory, bytes);
+}
 
 static void replay_ns(void *arg, uint32_t ns, uint64_t since, const struct kvt_ns_desc *desc)
 {
@@ -177,9 +188,15 @@ static enum kvt_status meta_open(struct agent *agent, uint32_t n_slabs,
             return status;
         struct replay replay = {.core = agent->core, .ideal = agent->metrics.ideal};
         const struct kvt_meta_visitor visitor = {
-            .arg = &replay, .ns = replay_ns, .slab = replay_slab, .records = replay_records};
+            .arg = &replay,
+            .expect = replay_expect,
+            .ns = replay_ns,
+            .slab = replay_slab,
+            .records = replay_records,
+        };
         memset(store_id, 0, STORE_ID_BYTES);
         status = kvt_meta_open(dir, store_id, &visitor, &agent->meta, &n_bad, &cause);
+        touch_stop(&replay.touch);
         if (status == KVT_OK) {
             if (n_bad > 0)
                 kvt_log(KVT_LOG_WARN, "metadata entries skipped, their chunks are lost n=%" PRIu64,

@@ -83,6 +83,9 @@ enum kvt_status slabs_start(struct agent *agent, struct kvt_error *err)
     if (feed->stop_fd < 0 || feed->event_fd < 0 || feed->slabs == NULL || feed->offsets == NULL)
         return kvt_error_set(err, KVT_ERR_NOMEM, "kvtierd: cannot follow the arena: %s",
                              strerror(errno));
+    enum kvt_status status = kvt_host_tier_start(agent->host, err);
+    if (status != KVT_OK)
+        return status;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
     int rc = pthread_create(&feed->thread, NULL, feed_thread, agent);

@@ -26,6 +26,11 @@ enum kvt_status kvt_scratch_open(uint64_t bytes, bool huge, struct kvt_scratch *
         free(s);
         return status;
     }
+    status = kvt_host_tier_start(s->tier, err);
+    if (status != KVT_OK) {
+        kvt_scratch_close(s);
+        return status;
+    }
     uint32_t slab;
     uint64_t offset;
     uint64_t end_ns = kvt_now_ns() + BACK_MS * UINT64_C(1000000);

@@ -355,29 +355,18 @@ static enum kvt_status host_map(struct host_tier *host, struct kvt_error *err)
     return KVT_OK;
 }
 
-static enum kvt_status host_start(struct host_tier *host, struct kvt_error *err)
+/* Who requires huge pages wants to hear at once that there are none. */
+static enum kvt_status host_require(struct host_tier *host, struct kvt_error *err)
 {
-    /* Who requires huge pages wants to hear at once that there are none. */
     bool huge = host->fd_huge >= 0;
-    if (host->huge_pages == KVT_HUGE_REQUIRE && slab_back(host, 0, &huge) != BACKED_HUGE) {
-        int cause = atomic_load_explicit(&host->last_errno, memory_order_relaxed);
-        return kvt_error_set(err, KVT_ERR_NOTSUP,
-                             "host: no 2 MiB pages for a slab of %" PRIu64
-                             " MiB: %s; raise vm.nr_hugepages or vm.nr_overcommit_hugepages, or "
-                             "set host.huge_pages to auto",
-                             host->slab_bytes / KVT_MIB, strerror(cause));
-    }
-    sigset_t all;
-    sigset_t old;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    int rc = pthread_create(&host->thread, NULL, host_thread, host);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    if (rc != 0)
-        return kvt_error_set(err, KVT_ERR_NOMEM, "host: cannot start a thread: %s; check ulimit -u",
-                             strerror(rc));
-    host->is_started = true;
-    return KVT_OK;
+    if (host->huge_pages != KVT_HUGE_REQUIRE || slab_back(host, 0, &huge) == BACKED_HUGE)
+        return KVT_OK;
+    int cause = atomic_load_explicit(&host->last_errno, memory_order_relaxed);
+    return kvt_error_set(err, KVT_ERR_NOTSUP,
+                         "host: no 2 MiB pages for a slab of %" PRIu64
+                         " MiB: %s; raise vm.nr_hugepages or vm.nr_overcommit_hugepages, or "
+                         "set host.huge_pages to auto",
+                         host->slab_bytes / KVT_MIB, strerror(cause));
 }
 
 enum kvt_status kvt_host_tier_open(const struct kvt_host_config *config, struct kvt_tier **tier_p,
@@ -413,12 +402,29 @@ enum kvt_status kvt_host_tier_open(const struct kvt_host_config *config, struct 
     else
         status = host_map(host, err);
     if (status == KVT_OK)
-        status = host_start(host, err);
+        status = host_require(host, err);
     if (status != KVT_OK) {
         host_close(&host->base);
         return status;
     }
     *tier_p = &host->base;
+    return KVT_OK;
+}
+
+enum kvt_status kvt_host_tier_start(struct kvt_tier *tier, struct kvt_error *err)
+{
+    struct host_tier *host = host_of(tier);
+    sigset_t all;
+    sigset_t old;
+    KVT_ASSERT(!host->is_started);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    int rc = pthread_create(&host->thread, NULL, host_thread, host);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (rc != 0)
+        return kvt_error_set(err, KVT_ERR_NOMEM, "host: cannot start a thread: %s; check ulimit -u",
+                             strerror(rc));
+    host->is_started = true;
     return KVT_OK;
 }
 

@@ -21,10 +21,11 @@
 
 /* Changes queued or written and not yet polled: a change that is accepted has a place in both
  * rings. Namespaces are big and rare, so their descriptors have a ring of their own. */
-#define RING_N     8192u
-#define NS_RING_N  64u
-#define BATCH_MAX  1024u /* changes of one write batch: bounds how long one waits for another */
-#define REPLAY_MAX 256u
+#define RING_N      8192u
+#define NS_RING_N   64u
+#define BATCH_MAX   1024u /* changes of one write batch: bounds how long one waits for another */
+#define REPLAY_MAX  256u
+#define ENTRY_BYTES (META_KEY_BYTES + META_RECORD_BYTES + 8) /* of a file, for each record */
 
 struct change {
     enum meta_kind kind;
@@ -227,6 +228,16 @@ static char *replay_kind(struct kvt_meta *meta, struct replay *replay, enum meta
     return message;
 }
 
+/* From the size of the files: nearly all is records, of one size and not compressed. RocksDB's own
+ * count would need the statistics of each file, which the start does not wait for. */
+static uint64_t entries_about(const struct kvt_meta *meta)
+{
+    uint64_t bytes = 0;
+    if (rocksdb_property_int(meta->db, "rocksdb.estimate-live-data-size", &bytes) != 0)
+        return 0;
+    return bytes / ENTRY_BYTES;
+}
+
 static enum kvt_status meta_replay(struct kvt_meta *meta, const struct kvt_meta_visitor *visitor,
                                    uint64_t *n_bad_p, struct kvt_error *err)
 {
@@ -236,6 +247,8 @@ static enum kvt_status meta_replay(struct kvt_meta *meta, const struct kvt_meta_
     if (replay == NULL)
         return kvt_error_set(err, KVT_ERR_NOMEM, "metadata: out of memory at start; free some");
     replay->visitor = visitor;
+    if (visitor->expect != NULL)
+        visitor->expect(visitor->arg, entries_about(meta));
     for (unsigned i = 0; status == KVT_OK && i < KVT_ARRAY_LEN(kinds); i++) {
         char *message = replay_kind(meta, replay, kinds[i]);
         if (message != NULL)

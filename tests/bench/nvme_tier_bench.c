@@ -209,7 +209,8 @@ int main(int argc, char **argv)
         die("depth is 1 to 64");
 
     struct kvt_host_config host_config = {.bytes = SLAB_BYTES, .slab_bytes = SLAB_BYTES};
-    if (kvt_host_tier_open(&host_config, &bench.host, &err) != KVT_OK)
+    if (kvt_host_tier_open(&host_config, &bench.host, &err) != KVT_OK ||
+        kvt_host_tier_start(bench.host, &err) != KVT_OK)
         die(err.msg);
     struct pollfd fd = {.fd = bench.host->ops->event_fd(bench.host), .events = POLLIN};
     uint32_t slab;

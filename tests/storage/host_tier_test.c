@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "kvt/host_tier.h"
@@ -21,6 +22,8 @@ static struct kvt_tier *host_open(enum kvt_huge_pages huge_pages, uint64_t bytes
     struct kvt_tier *tier = NULL;
     struct kvt_error err = {0};
     enum kvt_status status = kvt_host_tier_open(&config, &tier, &err);
+    if (status == KVT_OK)
+        status = kvt_host_tier_start(tier, &err);
     ck_assert_msg(status == KVT_OK, "%s", err.msg);
     return tier;
 }
@@ -80,6 +83,31 @@ START_TEST(slabs_arrive_zeroed_and_apart)
 }
 END_TEST
 
+START_TEST(nothing_is_backed_before_the_start)
+{
+    struct kvt_host_config config = {.bytes = N_SLABS * SLAB_BYTES, .slab_bytes = SLAB_BYTES};
+    struct kvt_error err = {0};
+    struct kvt_tier *tier = NULL;
+    struct kvt_tier_info info;
+    uint32_t slabs[N_SLABS];
+    uint64_t offsets[N_SLABS];
+    ck_assert_int_eq(kvt_host_tier_open(&config, &tier, &err), KVT_OK);
+    ck_assert_uint_eq(tier->ops->ready(tier, slabs, offsets, N_SLABS), 0);
+    tier->ops->info(tier, &info);
+    for (unsigned i = 0; i < info.n_regions; i++) {
+        struct stat st;
+        ck_assert_int_eq(fstat(info.regions[i].fd, &st), 0);
+        ck_assert_int_eq(st.st_blocks, 0);
+    }
+    ck_assert_int_eq(kvt_host_tier_start(tier, &err), KVT_OK);
+    ck_assert_uint_eq(all_slabs(tier, slabs, offsets), N_SLABS);
+    tier->ops->close(tier);
+    /* And closed without having been started. */
+    ck_assert_int_eq(kvt_host_tier_open(&config, &tier, &err), KVT_OK);
+    tier->ops->close(tier);
+}
+END_TEST
+
 START_TEST(small_pages_when_huge_ones_are_off)
 {
     struct kvt_tier *tier = host_open(KVT_HUGE_OFF, N_SLABS * SLAB_BYTES);
@@ -107,6 +135,8 @@ START_TEST(huge_pages_go_back_at_close)
             ck_assert_ptr_nonnull(strstr(err.msg, "vm.nr_overcommit_hugepages"));
             return;
         }
+        if (status == KVT_OK)
+            status = kvt_host_tier_start(tier, &err);
         ck_assert_msg(status == KVT_OK, "%s", err.msg);
         uint32_t slabs[N_SLABS];
         uint64_t offsets[N_SLABS];
@@ -163,6 +193,7 @@ int main(void)
     TCase *tcase = tcase_create("arena");
     tcase_set_timeout(tcase, 60);
     tcase_add_loop_test(tcase, slabs_arrive_zeroed_and_apart, 0, 2);
+    tcase_add_test(tcase, nothing_is_backed_before_the_start);
     tcase_add_test(tcase, small_pages_when_huge_ones_are_off);
     tcase_add_test(tcase, huge_pages_go_back_at_close);
     tcase_add_test(tcase, more_than_there_is_of_huge_pages_is_refused);

@@ -22,7 +22,9 @@ void fixture_init(struct fixture *fix, int variant)
     fix->engine = variant & 1 ? KVT_IO_THREADS : KVT_IO_AUTO;
     snprintf(fix->dir, sizeof(fix->dir), "/tmp/kvt-nvme-test-XXXXXX");
     ck_assert_ptr_nonnull(mkdtemp(fix->dir));
-    ck_assert_msg(kvt_host_tier_open(&host_config, &fix->host, &err) == KVT_OK, "%s", err.msg);
+    ck_assert_msg(kvt_host_tier_open(&host_config, &fix->host, &err) == KVT_OK &&
+                      kvt_host_tier_start(fix->host, &err) == KVT_OK,
+                  "%s", err.msg);
     for (unsigned n = 0; n < FIX_ARENA_SLABS;) {
         struct pollfd fd = {.fd = fix->host->ops->event_fd(fix->host), .events = POLLIN};
         uint32_t slab;

@@ -28,8 +28,11 @@ struct kvt_meta_record {
 
 struct kvt_meta;
 
-struct kvt_meta_visitor { /* called during open, in this order of kinds: ns, slab, record */
+/* Called during open, in this order of kinds: ns, slab, record. */
+struct kvt_meta_visitor {
     void *arg;
+    /* First of all: about how many entries come, of all kinds. NULL: nobody wants to know. */
+    void (*expect)(void *arg, uint64_t n);
     void (*ns)(void *arg, uint32_t ns, uint64_t since, const struct kvt_ns_desc *desc);
     void (*slab)(void *arg, uint32_t slab, uint64_t slot_bytes);
     /* Batches of up to 256. Records are well-formed but otherwise not to be trusted. */

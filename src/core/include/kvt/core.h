@@ -113,6 +113,11 @@ void kvt_core_restore_records(struct kvt_core *core, const struct kvt_meta_recor
                               unsigned n);
 uint64_t kvt_core_restore_end(struct kvt_core *core);
 
+/** Where the first n_chunks records put what they say, from the first on: zeroed memory, of which
+ * another thread may touch the pages but not the contents while records are restored. */
+void kvt_core_restore_memory(struct kvt_core *core, uint64_t n_chunks, void **memory_p,
+                             uint64_t *bytes_p);
+
 /* --- the host tier grew ---------------------------------------------------------------------- */
 void kvt_core_host_slab(struct kvt_core *core, uint32_t slab, uint64_t arena_offset);
 
