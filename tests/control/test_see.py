@@ -34,7 +34,9 @@ class Node(TestCase):
 
     def test_tiers(self):
         self.fill(20)
-        host, nvme = self.call("ListTiers").tiers
+        # An agent is ready before all of its arena is backed.
+        host, nvme = until(lambda: (tiers := self.call("ListTiers").tiers) and
+                           tiers[0].capacity_bytes == 64 << 20 and tiers, "the arena")
         self.assertEqual((host.tier, host.name, host.capacity_bytes, host.n_chunks),
                          (pb.TIER_HOST, "host", 64 << 20, 20))
         self.assertEqual((nvme.tier, nvme.name, nvme.n_chunks, list(nvme.paths)),
