@@ -219,7 +219,9 @@ void kvt_conn_close_locked(struct kvt_session *s, struct kvt_conn *c)
     (void)shutdown(c->fd, SHUT_RDWR);
     ops_end_locked(s, c);
     if (c == &s->control) {
-        while (s->has_leader)
+        /* Who leads without this socket cannot be woken by its end, and might wait for an op of the
+         * data connection, whose end only this thread can see. */
+        while (s->leads_socket)
             pthread_cond_wait(&s->cond, &s->lock);
         for (struct kvt_waiter *w = s->waiters; w != NULL; w = w->next) {
             w->status = w->is_done ? w->status : KVT_ERR_UNREACH;

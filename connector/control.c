@@ -116,12 +116,13 @@ static bool lead_locked(struct kvt_session *s)
     if (s->has_leader || s->control.state == KVT_CONN_BROKEN)
         return false;
     s->has_leader = true;
+    s->leads_socket = s->control.state == KVT_CONN_READY;
     return true;
 }
 
 static void unlead_locked(struct kvt_session *s)
 {
-    s->has_leader = false;
+    s->has_leader = s->leads_socket = false;
     pthread_cond_broadcast(&s->cond);
 }
 

@@ -207,7 +207,8 @@ struct kvt_session {
     _Atomic uint32_t own_n_done; /* where the caller has no word for it */
     struct kvt_work work[KVT_WORK_KINDS];
 
-    bool has_leader;      /* a thread receives from the control socket, without the lock */
+    bool has_leader;      /* a thread waits for all, and receives without the lock */
+    bool leads_socket;    /* from the control socket; false: there was none when it began */
     uint64_t answered_ns; /* when a wait ended last */
     unsigned spin_credit; /* spent by spins in vain, earned by others */
     unsigned n_skipped;   /* spins not tried for want of credit */

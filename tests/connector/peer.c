@@ -211,7 +211,8 @@ static void on_small(struct peer *p, int fd, const struct kvt_wire_header *q)
 static bool on_message(struct peer *p, int fd, const void *msg)
 {
     const struct kvt_wire_header *h = msg;
-    int fault = atomic_load(&p->fault_type) == h->type ? atomic_load(&p->fault) : PEER_HONEST;
+    int type = atomic_load(&p->fault_type);
+    int fault = type == h->type || type == PEER_ANY ? atomic_load(&p->fault) : PEER_HONEST;
     if (h->type == KVT_WIRE_HELLO)
         atomic_fetch_add(&p->n_hello, 1);
     if (fault == PEER_SILENT)

@@ -16,6 +16,7 @@
 #define PEER_SLOT_BYTES (1u << 20)
 #define PEER_SLAB_BYTES (24u << 20) /* a CUDA registration is shorter, and does not divide it */
 #define PEER_CONNS      64
+#define PEER_ANY        (-1) /* as the type of a fault: at every request */
 
 enum peer_fault {
     PEER_HONEST,

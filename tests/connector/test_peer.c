@@ -409,6 +409,36 @@ START_TEST(cancel_ends_an_op)
 }
 END_TEST
 
+static void *peer_end_soon(void *arg)
+{
+    usleep(300000);
+    peer_stop(arg);
+    return NULL;
+}
+
+/* As from an agent that dies slowly: one socket is closed long before the other, and greetings are
+ * taken meanwhile and never answered. Who waits then must not keep the library from seeing it. */
+START_TEST(who_waits_learns_of_the_end)
+{
+    pthread_t thread;
+    kvtier_completion c;
+    fault(PEER_SILENT, KVT_WIRE_LOAD);
+    ck_assert_int_eq(kvt_load(session, ns, keys, N, layouts, 0, 0, statuses, NULL, NULL),
+                     KVTIER_OK);
+    usleep(50000);
+    fault(PEER_CLOSE, PEER_ANY);
+    ck_assert_int_eq(lookup_all(0, NULL).status, KVTIER_ERR_UNREACH);
+    ck_assert_int_eq(pthread_create(&thread, NULL, peer_end_soon, &peer), 0);
+    uint64_t start_ns = kvt_now_ns();
+    ck_assert_uint_eq(kvt_wait(session, &c, 1, 5000), 1);
+    ck_assert_uint_lt(kvt_now_ns() - start_ns, UINT64_C(2000000000));
+    ck_assert_int_eq(c.type, KVTIER_LOAD);
+    ck_assert_int_eq(c.status, KVTIER_ERR_UNREACH);
+    ck_assert_int_eq(pthread_join(thread, NULL), 0);
+    peer_start(&peer, path);
+}
+END_TEST
+
 START_TEST(load_keeps_its_deadline)
 {
     fault(PEER_SILENT, KVT_WIRE_LOAD);
@@ -696,6 +726,7 @@ int main(void)
     tcase_add_test(tc, a_deaf_agent_stalls_nobody);
     tcase_add_loop_test(tc, cancel_ends_an_op, 0, 3);
     tcase_add_test(tc, load_keeps_its_deadline);
+    tcase_add_test(tc, who_waits_learns_of_the_end);
     tcase_add_test(tc, a_late_lookup_gives_its_lease_back);
     tcase_add_test(tc, completions_may_wait);
     tcase_add_test(tc, a_word_tells_how_many_wait);

@@ -232,6 +232,7 @@ class Client:
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         stderr=subprocess.PIPE, text=True, bufsize=1)
         os.set_blocking(self.process.stderr.fileno(), False)
+        self.said = ""
 
     def send(self, text):
         self.process.stdin.write(text + "\n")
@@ -245,9 +246,10 @@ class Client:
         return line.rstrip("\n").rstrip()
 
     def complaints(self):
+        """All it has said on stderr so far: texts of checks ask for it whether they fail or not."""
         with contextlib.suppress(OSError, TypeError):
-            return self.process.stderr.read() or ""
-        return ""
+            self.said += self.process.stderr.read() or ""
+        return self.said
 
     def ask(self, text):
         self.send(text)
