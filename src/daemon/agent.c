@@ -4,6 +4,7 @@
  * same store; where they do not agree, or the metadata is gone, the store starts empty: what its
  * slots hold can no longer be told apart from garbage cheaply, and a miss is always allowed.
  */
+#include <dirent.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -18,15 +19,16 @@
 #include "kvt/util.h"
 #include "touch.h"
 
-#define STORE_ID_BYTES 16
-#define OPS_MAX        16384 /* of all sessions: an op may take 16 KiB */
-#define LEASES_MAX     65536
-#define CHUNKS_WAITING 65536 /* in no slot yet */
-#define DAMAGED_MAX    1000
-#define IOS_PER_DEPTH  3 /* transfers at the disk, being verified, and ready to be next */
-#define GROUP_BYTES    (UINT64_C(16) << 20) /* of slots: a few of a disk's largest requests */
-#define BYTES_AHEAD    2 /* with the tier, of those at the disk: the others wait or are verified */
-#define IOS_MAX        65536
+#define STORE_ID_BYTES   16
+#define OPS_MAX          16384 /* of all sessions: an op may take 16 KiB */
+#define LEASES_MAX       65536
+#define CHUNKS_WAITING   65536 /* in no slot yet */
+#define DAMAGED_MAX      1000
+#define META_LARGE_BYTES (UINT64_C(64) << 20) /* a million chunks */
+#define IOS_PER_DEPTH    3 /* transfers at the disk, being verified, and ready to be next */
+#define GROUP_BYTES      (UINT64_C(16) << 20) /* of slots: a few of a disk's largest requests */
+#define BYTES_AHEAD      2 /* with the tier, of those at the disk: the others wait or are verified */
+#define IOS_MAX          65536
 
 #define NAMESPACES_MAX         65536
 #define NAMESPACES_SESSION_MAX 1024 /* libkvtier registers no more with one */
@@ -310,6 +312,22 @@ static enum kvt_status nvme_open(struct agent *agent, struct kvt_error *err)
 
 /* --- all of it -------------------------------------------------------------------------------- */
 
+/* Whether reading it takes long enough for the arena to wait: slabs_start() has it backed then. */
+static bool meta_is_large(const char *path)
+{
+    uint64_t bytes = 0;
+    const struct dirent *entry;
+    struct stat st;
+    DIR *dir = opendir(path);
+    if (dir == NULL)
+        return false; /* there is none yet */
+    while ((entry = readdir(dir)) != NULL)
+        if (fstatat(dirfd(dir), entry->d_name, &st, 0) == 0 && S_ISREG(st.st_mode))
+            bytes += (uint64_t)st.st_size;
+    closedir(dir);
+    return bytes > META_LARGE_BYTES;
+}
+
 static enum kvt_status host_open(struct agent *agent, struct kvt_error *err)
 {
     struct kvt_host_config host = {
@@ -318,9 +336,11 @@ static enum kvt_status host_open(struct agent *agent, struct kvt_error *err)
         .huge_pages = (enum kvt_huge_pages)agent->config.host_huge_pages,
     };
     enum kvt_status status = kvt_host_tier_open(&host, &agent->host, err);
-    if (status == KVT_OK)
-        agent->host->ops->info(agent->host, &agent->host_info);
-    return status;
+    if (status != KVT_OK)
+        return status;
+    agent->host->ops->info(agent->host, &agent->host_info);
+    bool later = agent->config.n_disks > 0 && meta_is_large(agent->config.nvme_meta_path);
+    return later ? KVT_OK : kvt_host_tier_start(agent->host, err);
 }
 
 static enum kvt_status stores_open(struct agent *agent, struct kvt_error *err)

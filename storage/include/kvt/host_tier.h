@@ -26,10 +26,10 @@ enum kvt_status kvt_host_tier_open(const struct kvt_host_config *config, struct 
  * Back the arena slab by slab with a background thread, first from a memfd of 2 MiB pages (reserved
  * ones, or surplus ones when this process may raise vm.nr_overcommit_hugepages; those return to the
  * kernel with the process, however it ends), and where these run out from a memfd of 4 KiB pages.
- * Returns at once: slabs arrive through ops->ready(). Slabs are zero-filled and never move. To be
- * called once, and not before what the start has to wait for: some machines (a virtual one that had
- * given its memory back) take as long to give two threads memory as to give it to one after the
- * other.
+ * Returns at once: slabs arrive through ops->ready(). Slabs are zero-filled and never move. Nothing
+ * where it was called before. Not to be called before what the start has to wait for: some machines
+ * (a virtual one that had given its memory back) take as long to give two threads memory as to give
+ * it to one after the other.
  *
  * @return KVT_OK; KVT_ERR_NOMEM: no thread.
  */
