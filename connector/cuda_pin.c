@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "cuda_pin.h"
 
-#include <signal.h>
 #include <stdlib.h>
 
 #include "kvt/util.h"
@@ -121,15 +120,10 @@ static void *pin_main(void *arg)
 enum kvt_status kvt_pin_init(struct kvt_pin *pin, struct kvt_cuda_device *device,
                              struct kvt_error *err)
 {
-    sigset_t all, before;
     *pin = (struct kvt_pin){.device = device};
     pthread_mutex_init(&pin->lock, NULL);
     pthread_cond_init(&pin->cond, NULL);
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int failed = pthread_create(&pin->thread, NULL, pin_main, pin);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (failed != 0) {
+    if (kvt_thread_start(&pin->thread, pin_main, pin) != 0) {
         pthread_cond_destroy(&pin->cond);
         pthread_mutex_destroy(&pin->lock);
         return kvt_error_set(err, KVT_ERR_NOMEM, "cuda: cannot start a thread; check ulimit -u");

@@ -3,7 +3,6 @@
 #include "session.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -162,14 +161,9 @@ static void threads_join(struct kvt_session *s, uint32_t n)
 bool kvt_worker_start(struct kvt_session *s, uint32_t index, void *(*run)(void *arg),
                       const char *name)
 {
-    /* Signals are the host process's affair: none is delivered to a thread of ours. */
-    sigset_t all, before;
     struct kvt_worker *w = &s->workers[index];
     w->session = s;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    bool started = pthread_create(&w->thread, NULL, run, w) == 0;
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    bool started = kvt_thread_start(&w->thread, run, w) == 0;
     if (started)
         (void)pthread_setname_np(w->thread, name);
     return started;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "kvt/util.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -11,6 +12,17 @@ void kvt_assert_fail(const char *expr, const char *file, int line)
     fprintf(stderr, "kvtier: assertion failed: %s at %s:%d; this is a bug, please report it\n",
             expr, file, line);
     abort();
+}
+
+int kvt_thread_start(pthread_t *thread, void *(*run)(void *arg), void *arg)
+{
+    sigset_t all;
+    sigset_t old;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    int rc = pthread_create(thread, NULL, run, arg);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    return rc;
 }
 
 uint64_t kvt_now_ns(void)

@@ -3,13 +3,13 @@
 
 #include <pthread.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "kvt/gate.h"
 #include "kvt/ring.h"
+#include "kvt/util.h"
 
 struct kvt_workers {
     struct kvt_ring *jobs;
@@ -63,16 +63,11 @@ enum kvt_status kvt_workers_create(unsigned n_threads, unsigned n_jobs_max,
         kvt_workers_destroy(workers);
         return kvt_error_set(err, KVT_ERR_NOMEM, "workers: out of memory at start; free some");
     }
-    sigset_t all;
-    sigset_t old;
-    sigfillset(&all); /* signals are the main thread's business */
-    pthread_sigmask(SIG_SETMASK, &all, &old);
     int rc = 0;
     while (rc == 0 && workers->n_threads < n_threads) {
-        rc = pthread_create(&workers->threads[workers->n_threads], NULL, worker_thread, workers);
+        rc = kvt_thread_start(&workers->threads[workers->n_threads], worker_thread, workers);
         workers->n_threads += rc == 0;
     }
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
     if (rc != 0) {
         kvt_workers_destroy(workers);
         return kvt_error_set(err, KVT_ERR_NOMEM,

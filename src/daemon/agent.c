@@ -4,7 +4,6 @@
  * same store; where they do not agree, or the metadata is gone, the store starts empty: what its
  * slots hold can no longer be told apart from garbage cheaply, and a miss is always allowed.
  */
-#include <dirent.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -19,16 +18,16 @@
 #include "kvt/util.h"
 #include "touch.h"
 
-#define STORE_ID_BYTES   16
-#define OPS_MAX          16384 /* of all sessions: an op may take 16 KiB */
-#define LEASES_MAX       65536
-#define CHUNKS_WAITING   65536 /* in no slot yet */
-#define DAMAGED_MAX      1000
-#define META_LARGE_BYTES (UINT64_C(64) << 20) /* a million chunks */
-#define IOS_PER_DEPTH    3 /* transfers at the disk, being verified, and ready to be next */
-#define GROUP_BYTES      (UINT64_C(16) << 20) /* of slots: a few of a disk's largest requests */
-#define BYTES_AHEAD      2 /* with the tier, of those at the disk: the others wait or are verified */
-#define IOS_MAX          65536
+#define STORE_ID_BYTES 16
+#define OPS_MAX        16384 /* of all sessions: an op may take 16 KiB */
+#define LEASES_MAX     65536
+#define CHUNKS_WAITING 65536 /* in no slot yet */
+#define DAMAGED_MAX    1000
+#define RECORDS_MANY   1000000
+#define IOS_PER_DEPTH  3 /* transfers at the disk, being verified, and ready to be next */
+#define GROUP_BYTES    (UINT64_C(16) << 20) /* of slots: a few of a disk's largest requests */
+#define BYTES_AHEAD    2 /* with the tier, of those at the disk: the others wait or are verified */
+#define IOS_MAX        65536
 
 #define NAMESPACES_MAX         65536
 #define NAMESPACES_SESSION_MAX 1024 /* libkvtier registers no more with one */
@@ -123,19 +122,9 @@ static void core_close(struct agent *agent)
 
 struct replay {
     struct kvt_core *core;
-    struct touch touch; /* of the memory that the records go to */
     struct ideal *ideal;
     uint64_t n_records;
 };
-
-static void replay_expect(void *arg, uint64_t n)
-{
-    struct replay *replay = arg;
-    void *memory;
-    uint64_t bytes;
-    kvt_core_restore_memory(replay->core, n, &memory, &bytes);
-    touch_start(&replay->touch, memory, bytes);
-}
 
 static void replay_ns(void *arg, uint32_t ns, uint64_t since, const struct kvt_ns_desc *desc)
 {
@@ -190,15 +179,15 @@ static enum kvt_status meta_open(struct agent *agent, uint32_t n_slabs,
             return status;
         struct replay replay = {.core = agent->core, .ideal = agent->metrics.ideal};
         const struct kvt_meta_visitor visitor = {
-            .arg = &replay,
-            .expect = replay_expect,
-            .ns = replay_ns,
-            .slab = replay_slab,
-            .records = replay_records,
-        };
+            .arg = &replay, .ns = replay_ns, .slab = replay_slab, .records = replay_records};
+        struct touch touch = {.is_running = false};
+        void *memory;
+        uint64_t bytes;
+        kvt_core_restore_memory(agent->core, kvt_meta_records_about(dir), &memory, &bytes);
+        touch_start(&touch, memory, bytes);
         memset(store_id, 0, STORE_ID_BYTES);
         status = kvt_meta_open(dir, store_id, &visitor, &agent->meta, &n_bad, &cause);
-        touch_stop(&replay.touch);
+        touch_stop(&touch);
         if (status == KVT_OK) {
             if (n_bad > 0)
                 kvt_log(KVT_LOG_WARN, "metadata entries skipped, their chunks are lost n=%" PRIu64,
@@ -312,22 +301,6 @@ static enum kvt_status nvme_open(struct agent *agent, struct kvt_error *err)
 
 /* --- all of it -------------------------------------------------------------------------------- */
 
-/* Whether reading it takes long enough for the arena to wait: slabs_start() has it backed then. */
-static bool meta_is_large(const char *path)
-{
-    uint64_t bytes = 0;
-    const struct dirent *entry;
-    struct stat st;
-    DIR *dir = opendir(path);
-    if (dir == NULL)
-        return false; /* there is none yet */
-    while ((entry = readdir(dir)) != NULL)
-        if (fstatat(dirfd(dir), entry->d_name, &st, 0) == 0 && S_ISREG(st.st_mode))
-            bytes += (uint64_t)st.st_size;
-    closedir(dir);
-    return bytes > META_LARGE_BYTES;
-}
-
 static enum kvt_status host_open(struct agent *agent, struct kvt_error *err)
 {
     struct kvt_host_config host = {
@@ -339,7 +312,9 @@ static enum kvt_status host_open(struct agent *agent, struct kvt_error *err)
     if (status != KVT_OK)
         return status;
     agent->host->ops->info(agent->host, &agent->host_info);
-    bool later = agent->config.n_disks > 0 && meta_is_large(agent->config.nvme_meta_path);
+    /* Reading many takes long enough for the arena to wait: slabs_start() has it backed then. */
+    bool later = agent->config.n_disks > 0 &&
+                 kvt_meta_records_about(agent->config.nvme_meta_path) >= RECORDS_MANY;
     return later ? KVT_OK : kvt_host_tier_start(agent->host, err);
 }
 

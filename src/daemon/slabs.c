@@ -5,7 +5,6 @@
  */
 #include <errno.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -74,8 +73,6 @@ static void *feed_thread(void *arg)
 enum kvt_status slabs_start(struct agent *agent, struct kvt_error *err)
 {
     struct slab_feed *feed = &agent->feed;
-    sigset_t all;
-    sigset_t old;
     feed->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     feed->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     feed->slabs = calloc(agent->host_info.n_slabs, sizeof(*feed->slabs));
@@ -86,10 +83,7 @@ enum kvt_status slabs_start(struct agent *agent, struct kvt_error *err)
     enum kvt_status status = kvt_host_tier_start(agent->host, err);
     if (status != KVT_OK)
         return status;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    int rc = pthread_create(&feed->thread, NULL, feed_thread, agent);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    int rc = kvt_thread_start(&feed->thread, feed_thread, agent);
     if (rc != 0)
         return kvt_error_set(err, KVT_ERR_NOMEM,
                              "kvtierd: cannot start a thread: %s; check ulimit -u", strerror(rc));

@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "touch.h"
 
-#include <signal.h>
-
 #include "kvt/util.h"
 
 #define BYTES_MIN   (UINT64_C(64) << 20)
@@ -22,17 +20,12 @@ static void *touch_thread(void *arg)
 
 void touch_start(struct touch *touch, void *memory, uint64_t bytes)
 {
-    sigset_t all;
-    sigset_t old;
     if (bytes < BYTES_MIN)
         return;
     touch->memory = memory;
     touch->bytes = bytes;
     atomic_init(&touch->stop, false);
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    touch->is_running = pthread_create(&touch->thread, NULL, touch_thread, touch) == 0;
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    touch->is_running = kvt_thread_start(&touch->thread, touch_thread, touch) == 0;
 }
 
 void touch_stop(struct touch *touch)

@@ -11,7 +11,6 @@
 #include <inttypes.h>
 #include <linux/memfd.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -414,14 +413,9 @@ enum kvt_status kvt_host_tier_open(const struct kvt_host_config *config, struct 
 enum kvt_status kvt_host_tier_start(struct kvt_tier *tier, struct kvt_error *err)
 {
     struct host_tier *host = host_of(tier);
-    sigset_t all;
-    sigset_t old;
     if (host->is_started)
         return KVT_OK;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    int rc = pthread_create(&host->thread, NULL, host_thread, host);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    int rc = kvt_thread_start(&host->thread, host_thread, host);
     if (rc != 0)
         return kvt_error_set(err, KVT_ERR_NOMEM, "host: cannot start a thread: %s; check ulimit -u",
                              strerror(rc));

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "kvt/meta.h"
 
+#include <dirent.h>
 #include <pthread.h>
 #include <rocksdb/c.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,7 +25,7 @@
 #define NS_RING_N   64u
 #define BATCH_MAX   1024u /* changes of one write batch: bounds how long one waits for another */
 #define REPLAY_MAX  256u
-#define ENTRY_BYTES (META_KEY_BYTES + META_RECORD_BYTES + 8) /* of a file, for each record */
+#define ENTRY_BYTES (META_KEY_BYTES + META_RECORD_BYTES + 8) /* of a table, for each record */
 
 struct change {
     enum meta_kind kind;
@@ -144,13 +144,8 @@ static void *writer_thread(void *arg)
 
 static int writer_start(struct kvt_meta *meta)
 {
-    sigset_t all;
-    sigset_t old;
-    sigfillset(&all);
     atomic_store(&meta->stop, false);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    int rc = pthread_create(&meta->thread, NULL, writer_thread, meta);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    int rc = kvt_thread_start(&meta->thread, writer_thread, meta);
     meta->is_running = rc == 0;
     return rc;
 }
@@ -228,16 +223,6 @@ static char *replay_kind(struct kvt_meta *meta, struct replay *replay, enum meta
     return message;
 }
 
-/* From the size of the files: nearly all is records, of one size and not compressed. RocksDB's own
- * count would need the statistics of each file, which the start does not wait for. */
-static uint64_t entries_about(const struct kvt_meta *meta)
-{
-    uint64_t bytes = 0;
-    if (rocksdb_property_int(meta->db, "rocksdb.estimate-live-data-size", &bytes) != 0)
-        return 0;
-    return bytes / ENTRY_BYTES;
-}
-
 static enum kvt_status meta_replay(struct kvt_meta *meta, const struct kvt_meta_visitor *visitor,
                                    uint64_t *n_bad_p, struct kvt_error *err)
 {
@@ -247,8 +232,6 @@ static enum kvt_status meta_replay(struct kvt_meta *meta, const struct kvt_meta_
     if (replay == NULL)
         return kvt_error_set(err, KVT_ERR_NOMEM, "metadata: out of memory at start; free some");
     replay->visitor = visitor;
-    if (visitor->expect != NULL)
-        visitor->expect(visitor->arg, entries_about(meta));
     for (unsigned i = 0; status == KVT_OK && i < KVT_ARRAY_LEN(kinds); i++) {
         char *message = replay_kind(meta, replay, kinds[i]);
         if (message != NULL)
@@ -342,6 +325,26 @@ static struct kvt_meta *meta_alloc(const char *dir)
         return NULL;
     }
     return meta;
+}
+
+/* Nearly all of a table is records, of one size and not compressed. RocksDB's own count would need
+ * the statistics of each table, which the start does not wait for. */
+uint64_t kvt_meta_records_about(const char *dir)
+{
+    uint64_t bytes = 0;
+    const struct dirent *entry;
+    struct stat st;
+    DIR *d = opendir(dir);
+    if (d == NULL)
+        return 0;
+    while ((entry = readdir(d)) != NULL) {
+        const char *dot = strrchr(entry->d_name, '.');
+        if (dot != NULL && strcmp(dot, ".sst") == 0 &&
+            fstatat(dirfd(d), entry->d_name, &st, 0) == 0)
+            bytes += (uint64_t)st.st_size;
+    }
+    closedir(d);
+    return bytes / ENTRY_BYTES;
 }
 
 enum kvt_status kvt_meta_open(const char *dir, uint8_t store_id[16],

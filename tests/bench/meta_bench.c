@@ -32,8 +32,7 @@ static void on_records(void *arg, const struct kvt_meta_record *records, unsigne
 
 static struct kvt_meta *must_open(const char *dir, uint64_t *n_seen_p)
 {
-    const struct kvt_meta_visitor visitor = {
-        .arg = n_seen_p, .ns = on_ns, .slab = on_slab, .records = on_records};
+    const struct kvt_meta_visitor visitor = {n_seen_p, on_ns, on_slab, on_records};
     struct kvt_meta *meta = NULL;
     struct kvt_error err = {0};
     uint8_t id[16];

@@ -43,8 +43,7 @@ int main(int argc, char **argv)
         return 2;
     }
     struct seen seen = {.n_slabs = 0};
-    const struct kvt_meta_visitor visitor = {
-        .arg = &seen, .ns = on_ns, .slab = on_slab, .records = on_records};
+    const struct kvt_meta_visitor visitor = {&seen, on_ns, on_slab, on_records};
     struct kvt_meta *meta = NULL;
     struct kvt_error err = {0};
     uint8_t id[16];

@@ -28,16 +28,16 @@ struct kvt_meta_record {
 
 struct kvt_meta;
 
-/* Called during open, in this order of kinds: ns, slab, record. */
-struct kvt_meta_visitor {
+struct kvt_meta_visitor { /* called during open, in this order of kinds: ns, slab, record */
     void *arg;
-    /* First of all: about how many entries come, of all kinds. NULL: nobody wants to know. */
-    void (*expect)(void *arg, uint64_t n);
     void (*ns)(void *arg, uint32_t ns, uint64_t since, const struct kvt_ns_desc *desc);
     void (*slab)(void *arg, uint32_t slab, uint64_t slot_bytes);
     /* Batches of up to 256. Records are well-formed but otherwise not to be trusted. */
     void (*records)(void *arg, const struct kvt_meta_record *records, unsigned n);
 };
+
+/** About how many records the database in dir has; 0: few, or there is none. */
+uint64_t kvt_meta_records_about(const char *dir);
 
 /**
  * Open or create the database in dir and replay it into the visitor. Values that do not parse are

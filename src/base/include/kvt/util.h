@@ -2,6 +2,7 @@
 #ifndef KVT_UTIL_H
 #define KVT_UTIL_H
 
+#include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -30,6 +31,14 @@ _Noreturn void kvt_assert_fail(const char *expr, const char *file, int line);
 
 /* Stays on in release builds. */
 #define KVT_ASSERT(e) ((e) ? (void)0 : kvt_assert_fail(#e, __FILE__, __LINE__))
+
+/**
+ * A thread to which no signal is delivered: those are the main thread's business, or in a library
+ * the host process's.
+ *
+ * @return 0, or an error number as pthread_create() gives it.
+ */
+int kvt_thread_start(pthread_t *thread, void *(*run)(void *arg), void *arg);
 
 /** CLOCK_MONOTONIC in nanoseconds: one clock for all processes of a host. */
 uint64_t kvt_now_ns(void);
